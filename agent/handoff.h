@@ -96,6 +96,9 @@ enum handoff_state handoff_state_parse(const char *name); /* HANDOFF_NONE when u
 const char *handoff_event_name(enum handoff_event e);
 bool handoff_final(enum handoff_state s);     /* nothing more can happen */
 bool handoff_undecided(enum handoff_state s); /* the worker's death is undone: source thaws, destination discards */
+/* What a destination answers when it is asked what became of it. False: nothing yet (its old link is lost by the
+ * ask: that event comes first), or no record. */
+bool handoff_answer(enum handoff_state destination, enum handoff_event *answer);
 /* The whole table, for documentation and the model checker. */
 const struct handoff_step *handoff_table(size_t *n);
 

@@ -89,6 +89,8 @@ int memory_target_digest(struct memory_target *t, const Cpr__MemoryDigest *const
 const int *memory_target_objects(const struct memory_target *t, size_t *n);
 
 /* vDSO of this kernel as a process maps it: digest of its bytes and the page counts, for vetting. */
+/* Destination: the vessel's vDSO against the offer's; a difference is a blocker. */
+int memory_check_vdso(struct vessel *v, const Cpr__Offer *offer, struct report *report, struct fault *f) MUST_CHECK;
 int memory_vdso_info(struct process *p, uint8_t digest[16], uint32_t *vdso_pages, uint32_t *vvar_pages,
 		     struct fault *f) MUST_CHECK;
 

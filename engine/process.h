@@ -9,6 +9,7 @@
  *
  * One thread of the worker does all of it (an exiting tracer thread lets go, or kills, its tracees).
  * Also used for vessels: process_adopt() takes over a child that vessel.c made.
+ * Pointers to tasks are good until the next process_stop, process_add_thread or process_drop_thread.
  * A process that exits or calls exec between two stops is FAULT_PROCESS_GONE.
  */
 #ifndef ENGINE_PROCESS_H
@@ -16,6 +17,7 @@
 
 #include <signal.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 #include "fault.h"
@@ -30,6 +32,17 @@ struct task {
 	struct arch_regs *regs; /* general registers at the stop, owned; NULL when not stopped. Remote calls
 				 * leave them alone: they say where the program is. */
 	uint64_t sigmask;	/* the program's own signal mask at the stop */
+
+	/* Private to task.c, stop.c and remote.c. */
+	bool waiting_status;  /* status is a stop that was reported while another thread was waited for */
+	bool stop_signal;     /* a SIGSTOP came during a remote call: sent again at the release */
+	unsigned long options; /* ptrace options in force */
+	struct task_restart {
+		bool known;
+		long nr;	      /* the interrupted call, also when the registers only say restart_syscall */
+		uint64_t deadline_ns; /* of a relative timeout, our CLOCK_MONOTONIC; 0: unknown */
+		uint64_t pc, sp, args[4];
+	} restart;
 };
 
 struct process {
@@ -43,6 +56,12 @@ struct process {
 	bool vessel; /* ours to shape: PTRACE_O_EXITKILL */
 	size_t n_tasks, cap_tasks;
 	struct task *tasks; /* [0] is the leader */
+
+	/* Private to process.c and remote.c. */
+	unsigned long options;	    /* PTRACE_O_* that every thread has */
+	uint64_t start_stack;	    /* exec changes it */
+	uint64_t call_at, sigret_at; /* code in the process's own text that guarded calls used last; 0: not searched yet */
+	struct process_pin *pin;    /* NULL: not pinned */
 };
 
 int process_open(struct process **out, pid_t pid, struct fault *f) MUST_CHECK;
@@ -66,5 +85,15 @@ int process_getfd(struct process *p, int fd, struct fault *f) MUST_CHECK;
  * (affinities are read before and put back exactly). Failure is not an error: it is only slower. */
 void process_pin(struct process *p);
 void process_unpin(struct process *p);
+/* The CPU that threads are pinned to during guarded calls, or -1. A source's threads are pinned by remote.c, each only
+ * while it would unpin itself should we die. */
+int process_pin_cpu(const struct process *p);
+
+/* For vessel.c: a child of ours (or of the helper) becomes a vessel: seized with PTRACE_O_EXITKILL and stopped. */
+int process_adopt(struct process **out, pid_t pid, struct fault *f) MUST_CHECK;
+/* A thread that a traced clone made, waited for in its first stop. */
+int process_add_thread(struct process *p, pid_t tid, struct fault *f) MUST_CHECK;
+/* A vessel's thread that has ended leaves the list. */
+void process_drop_thread(struct process *p, pid_t tid);
 
 #endif

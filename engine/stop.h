@@ -30,6 +30,10 @@ enum restart_kind {
 bool stop_fix_regs(struct process *p, struct task *t, struct arch_regs *regs);
 /* Before the stop: when did each thread fall asleep (/proc/TID/sched se.exec_start)? Cheap; used for deadlines. */
 struct stop_times;
+/* For process_stop: what is interrupted goes into each task's `restart`, with a deadline where there is one. A thread that
+ * was stopped before shows restart_syscall in place of its call: the number comes from the last stop, or from where in the
+ * kernel it sleeps (it is let go for a moment to see). The number is put into task->regs. */
+int stop_note(struct process *p, const struct stop_times *times, struct fault *f) MUST_CHECK;
 struct stop_times *stop_times_read(pid_t pid);
 void stop_times_free(struct stop_times *s);
 /* For the image: kind and deadline (CLOCK_MONOTONIC as the process sees it) of an interrupted call, into core. */

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 /* CRIU 2.0 and later: every file but the inventory starts with this, then its own magic. */
 #define IMAGE_MAGIC_COMMON 0x54564319u
@@ -141,6 +142,26 @@ void *image_get(const struct image *img, enum image_type type, uint32_t id)
 const char *image_type_name(enum image_type type)
 {
 	return types[type].name;
+}
+
+void image_digest(const struct image *img, uint8_t out[16])
+{
+	XXH3_state_t *state = XXH3_createState();
+	if (!state)
+		abort();
+	XXH3_128bits_reset(state);
+	for (size_t i = 0; i < img->n; i++) {
+		const struct image_entry *e = &img->entries[i];
+		uint64_t head[4] = { e->type, e->id, e->packed_len, e->extra_len };
+		XXH3_128bits_update(state, head, sizeof(head));
+		XXH3_128bits_update(state, e->packed, e->packed_len);
+		if (e->extra_len)
+			XXH3_128bits_update(state, e->extra, e->extra_len);
+	}
+	XXH128_canonical_t canonical;
+	XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(state));
+	XXH3_freeState(state);
+	memcpy(out, canonical.digest, sizeof(canonical.digest));
 }
 
 static void file_name(const struct image_entry *e, char *buf, size_t len)

@@ -73,6 +73,8 @@ const struct image_entry *image_next(const struct image *img, enum image_type ty
 /* The message of the only entry of that type and id, or NULL. */
 void *image_get(const struct image *img, enum image_type type, uint32_t id);
 const char *image_type_name(enum image_type type);
+/* XXH3-128 over types, ids and bytes of all entries, in order. */
+void image_digest(const struct image *img, uint8_t out[16]);
 
 /* Writes all entries into a directory as CRIU does: magic, then size and message of each. The
  * directory is made (0700) when it is not there; files are replaced. */

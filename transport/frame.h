@@ -83,5 +83,6 @@ void frame_encode(const struct frame_header *h, uint8_t out[FRAME_HEADER]);
 /* Checks type, flags and length. FAULT_PROTOCOL. */
 int frame_decode(const uint8_t in[FRAME_HEADER], struct frame_header *h, struct fault *f) MUST_CHECK;
 const char *frame_type_name(unsigned type);
+uint32_t frame_max(unsigned type); /* longest payload; 0 for an unknown type */
 
 #endif

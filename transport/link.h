@@ -18,8 +18,9 @@
 #include "arena.h"
 #include "frame.h"
 
-/* Frames larger than this are moved through a buffer on the heap instead of lying in the ring. */
 #define LINK_RING_BYTES ((size_t)4 << 20)
+/* Payloads larger than this (no PAGES frame is) don't lie in the ring: they are moved through a buffer on the heap. */
+#define LINK_FRAME_IN_RING (LINK_RING_BYTES / 8 * 5)
 
 /* Descriptors of both rings. "up": worker to peer, "down": peer to worker. All are CLOEXEC. */
 struct link_fds {
@@ -40,7 +41,7 @@ struct link;
 struct link *link_open(struct link_fds *fds, struct fault *f) MUST_CHECK;
 void link_close(struct link *l); /* what was committed is still sent by the wire before it closes the connection */
 
-/* A frame that is being written: room for max_payload bytes in the ring (max: LINK_RING_BYTES / 2).
+/* A frame that is being written: room for max_payload bytes in the ring (max: LINK_FRAME_IN_RING).
  * Waits for room; FAULT_PEER_LOST when the wire is gone, FAULT_TIMEOUT after timeout_ms without progress. */
 void *link_begin(struct link *l, enum frame_type type, size_t max_payload, struct fault *f) MUST_CHECK;
 int link_commit(struct link *l, uint64_t arg, size_t payload, struct fault *f) MUST_CHECK;
@@ -64,7 +65,8 @@ void *link_unpack(const struct frame *fr, const ProtobufCMessageDescriptor *desc
 		  struct fault *f) MUST_CHECK;
 
 void link_set_timeout(struct link *l, int ms); /* for link_begin and link_send; default 30 s */
-/* Readable when link_recv may have something: for poll(2) beside other descriptors. */
+/* Readable when link_recv may have something: for poll(2) beside other descriptors. Poll only after link_recv has
+ * returned 0; watch link_hangup_fd, too. */
 int link_poll_fd(const struct link *l);
 int link_hangup_fd(const struct link *l);
 uint64_t link_bytes_sent(const struct link *l);	 /* committed to the ring */

@@ -23,9 +23,9 @@ struct fd_info {
 	int fd;	 /* number in the process */
 	int dup; /* our duplicate, valid only inside check and save; never sought on, no F_SETFL */
 	struct stat st;
-	char link[4096]; /* readlink of /proc/PID/fd/N */
-	char *fdinfo;	 /* text of /proc/PID/fdinfo/N */
-	uint32_t flags;	 /* open flags (octal "flags:" of fdinfo), with O_CLOEXEC when FD_CLOEXEC is set */
+	char *link;	/* readlink of /proc/PID/fd/N */
+	char *fdinfo;	/* text of /proc/PID/fdinfo/N */
+	uint32_t flags; /* open flags (octal "flags:" of fdinfo), with O_CLOEXEC when FD_CLOEXEC is set */
 	uint64_t pos;
 	uint32_t mnt_id;
 };
@@ -42,6 +42,7 @@ struct fd_save {
 	struct report *report;	   /* losses found only now */
 	const struct fd_info *all; /* every descriptor of the process, by number: epoll looks up its targets */
 	size_t n_all;
+	struct fdtab *tab; /* fdtab.c's own, kept from one phase to the next; NULL at first */
 };
 
 /* What vetting collects for the offer. */
@@ -96,6 +97,11 @@ int fdtab_save(struct fd_save *s, enum fd_phase phase, struct fault *f) MUST_CHE
 /* Through vessel_run: every descriptor at its number, fs_entry applied. */
 int fdtab_restore(struct fd_restore *s, struct fault *f) MUST_CHECK;
 int fdtab_commit(struct vessel *v, const struct image *img, struct fault *f) MUST_CHECK;
+/* For every kind's save: owner and signal of F_SETOWN, F_SETSIG. An owner that does not move is a loss. The driver of
+ * the restore sets it (and O_ASYNC) after kind->restore, for all types. */
+FownEntry *fd_fown_save(const struct fd_save *s, const struct fd_info *i);
+/* For every kind's restore: moves fd to a number >= min_fd, CLOEXEC. Closes fd, also when it fails. */
+int fd_place(int fd, int min_fd, struct fault *f);
 /* Value of "key:" in an fdinfo text, or NULL; points behind the blanks. */
 const char *fdinfo_value(const char *fdinfo, const char *key);
 

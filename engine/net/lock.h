@@ -26,7 +26,11 @@ struct net_lock;
 int net_lock_open(const char *backend, const char *migration, struct net_lock **out, char *why, size_t why_len,
 		  struct fault *f) MUST_CHECK;
 const char *net_lock_backend(const struct net_lock *l);
-/* One transaction: table, sets, chains and all flows. From here packets of these flows are dropped both ways. */
+/* Flows that are likely to be locked, before the pause: what net_lock_engage finds here already costs it nothing. Nothing
+ * is dropped yet. May be called again; without an owned table it does nothing. */
+int net_lock_prepare(struct net_lock *l, const struct net_flow *flows, size_t n, struct fault *f) MUST_CHECK;
+/* One transaction: what is not prepared, and the rules. From here packets of these flows are dropped both ways; of
+ * listening TCP sockets, the packets that open connections. */
 int net_lock_engage(struct net_lock *l, const struct net_flow *flows, size_t n, struct undo_log *undo,
 		    struct fault *f) MUST_CHECK;
 int net_lock_release(struct net_lock *l, struct fault *f) MUST_CHECK;
