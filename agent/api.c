@@ -146,8 +146,9 @@ static void watch_free(struct api_watch *w)
 static void watch_line(void *ctx, const char *line, size_t len)
 {
 	struct api_watch *w = ctx;
-	struct bufferevent *bev = evhttp_connection_get_bufferevent(evhttp_request_get_connection(w->rq));
-	if (evbuffer_get_length(bufferevent_get_output(bev)) > API_WATCH_BUFFER)
+	struct evhttp_connection *c = evhttp_request_get_connection(w->rq);
+	struct bufferevent *bev = c ? evhttp_connection_get_bufferevent(c) : NULL;
+	if (!bev || evbuffer_get_length(bufferevent_get_output(bev)) > API_WATCH_BUFFER)
 		return; /* it does not read: it misses lines, others don't wait for it */
 	struct evbuffer *out = evbuffer_new();
 	if (!out || evbuffer_add(out, line, len) < 0)
@@ -166,10 +167,15 @@ static void watch_end(void *ctx)
 	evhttp_send_reply_end(rq);
 }
 
+/* libevent takes a request whose client hung up off its connection, and leaves it to us. */
 static void on_watcher_gone(struct evhttp_connection *c, void *ctx)
 {
+	struct api_watch *w = ctx;
+	struct evhttp_request *rq = w->rq;
 	(void)c;
-	watch_free(ctx);
+	watch_free(w);
+	if (!evhttp_request_get_connection(rq))
+		evhttp_request_free(rq);
 }
 
 /* GET /v1/migrations/ID/events: one JSON object per line, from the beginning, until the migration is over */

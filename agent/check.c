@@ -25,6 +25,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "freezer.h"
 #include "json.h"
 #include "memory.h"
 
@@ -76,32 +77,17 @@ static int in_child(int (*fn)(void))
 	return WIFEXITED(status) ? WEXITSTATUS(status) : EINTR;
 }
 
-/* mount point of the first mount of that file system (and with that option) */
-static bool find_mount(const char *type, const char *option, char *out, size_t len)
-{
-	auto_free char *text = util_read_file(AT_FDCWD, "/proc/self/mountinfo", NULL);
-	char *rest = text;
-	for (char *line; text && (line = strsep(&rest, "\n"));) {
-		char point[512], fs[64], super[512];
-		const char *dash = strstr(line, " - ");
-		if (!dash || sscanf(line, "%*s %*s %*s %*s %511s", point) != 1 ||
-		    sscanf(dash, " - %63s %*s %511s", fs, super) != 2 || strcmp(fs, type) ||
-		    (option && !strstr(super, option)))
-			continue;
-		snprintf(out, len, "%s", point);
-		return true;
-	}
-	return false;
-}
-
 static void probe_freezer(struct answer *a)
 {
-	char point[512], dir[600], file[640];
-	bool v2 = find_mount("cgroup2", NULL, point, sizeof(point));
-	if (!v2 && !find_mount("cgroup", "freezer", point, sizeof(point))) {
-		no(a, "no cgroup2 and no v1 freezer is mounted");
+	struct freezer_host h;
+	struct fault f;
+	if (freezer_host_find(&h, &f) < 0) {
+		no(a, "%s", f.what);
 		return;
 	}
+	bool v2 = h.v2[0];
+	const char *point = v2 ? h.v2 : h.v1;
+	char dir[FREEZER_PATH + 32], file[FREEZER_PATH + 64];
 	snprintf(dir, sizeof(dir), "%s/cpr-check-%d", point, (int)getpid());
 	if (mkdir(dir, 0755) < 0) {
 		no(a, "make a group in %s: %s", point, strerror(errno));

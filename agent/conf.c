@@ -308,7 +308,7 @@ int conf_file(struct conf *c, struct fault *f)
 	if (!c->config && access(path, F_OK) < 0 && errno == ENOENT)
 		return 0;
 	auto_free char *text = NULL;
-	size_t len;
+	size_t len = 0;
 	if (read_file(path, &text, &len, f) < 0)
 		return fault_hint(f, "Give an existing, readable file with --config, or none at all.");
 	return conf_text(c, path, text, len, f);

@@ -38,9 +38,11 @@ static void say_listeners(const struct conf *c, const struct listeners *l)
 static int serve(const struct conf *c, struct listeners *l, struct fault *f)
 {
 	struct sandbox_user user, wire_user;
-	if (need_root(f) < 0 || sandbox_user(c->user, "--user", &user, f) < 0 ||
-	    sandbox_user(c->wire_user, "--wire-user", &wire_user, f) < 0 || listen_take(l, 3, f) < 0 ||
-	    listen_open(l, c, user.uid, f) < 0)
+	if (need_root(f) < 0 || listen_take(l, 3, f) < 0)
+		return -1;
+	listen_close_others(l, 3);
+	if (sandbox_user(c->user, "--user", &user, f) < 0 ||
+	    sandbox_user(c->wire_user, "--wire-user", &wire_user, f) < 0 || listen_open(l, c, user.uid, f) < 0)
 		return -1;
 	struct daemon *d = daemon_new(c, l, check_trackers(), f);
 	if (!d)

@@ -1,5 +1,6 @@
 #include "endpoint.h"
 
+#include <arpa/inet.h>
 #include <netdb.h>
 #include <stdio.h>
 #include <string.h>
@@ -46,17 +47,16 @@ int endpoint_split(const char *text, char *host, size_t host_len, uint16_t *port
 	return 0;
 }
 
+/* By inet_pton, not getaddrinfo, which takes "7077" for the address 0.0.27.165. */
 bool endpoint_numeric(const char *host, uint16_t port, struct endpoint *out)
 {
-	char service[8];
-	snprintf(service, sizeof(service), "%u", port);
-	struct addrinfo hints = { .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM }, *ai;
-	if (getaddrinfo(host, service, &hints, &ai))
+	struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(port) };
+	struct sockaddr_in6 in6 = { .sin6_family = AF_INET6, .sin6_port = htons(port) };
+	bool v4 = inet_pton(AF_INET, host, &in.sin_addr) == 1;
+	if (!v4 && inet_pton(AF_INET6, host, &in6.sin6_addr) != 1)
 		return false;
-	memset(out, 0, sizeof(*out));
-	memcpy(&out->addr, ai->ai_addr, ai->ai_addrlen);
-	out->len = ai->ai_addrlen;
-	freeaddrinfo(ai);
+	*out = (struct endpoint){ .len = v4 ? sizeof(in) : sizeof(in6) };
+	memcpy(&out->addr, v4 ? (const void *)&in : &in6, out->len);
 	return true;
 }
 

@@ -88,6 +88,13 @@ int listen_take(struct listeners *l, int first_fd, struct fault *f)
 	return r;
 }
 
+void listen_close_others(const struct listeners *l, int first_fd)
+{
+	size_t taken = l->n_peers + (l->api >= 0); /* they are neighbours */
+	if (close_range((unsigned)first_fd + (unsigned)taken, ~0u, 0) < 0)
+		return; /* Linux before 5.9 */
+}
+
 static int unix_address(const char *path, struct sockaddr_un *sa, struct fault *f)
 {
 	*sa = (struct sockaddr_un){ .sun_family = AF_UNIX };

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/queue.h>
+#include <time.h>
 
 #include "arena.h"
 #include "convert.h"
@@ -250,10 +251,21 @@ static void learn(struct migration *m, const Cpr__Event *e)
 {
 	if (e->has_pid && e->pid <= INT32_MAX)
 		m->pid = (pid_t)e->pid;
-	if (e->comm && *e->comm)
+	if (e->comm && *e->comm && e->comm != m->comm)
 		snprintf(m->comm, sizeof(m->comm), "%s", e->comm);
 	if (e->kind == CPR__EVENT__KIND__STATE && e->state && *e->state)
 		snprintf(m->state, sizeof(m->state), "%s", e->state);
+}
+
+/* A last event may come without its state. What failed after the commit keeps the state it was in. */
+static void end_state(struct migration *m, bool done)
+{
+	bool source = m->side == HANDOFF_SOURCE;
+	enum handoff_state s = handoff_state_parse(m->state);
+	if (done && !handoff_final(s))
+		snprintf(m->state, sizeof(m->state), "%s", source ? "DONE" : "RUNNING");
+	else if (!done && (s == HANDOFF_NONE || handoff_undecided(s)))
+		snprintf(m->state, sizeof(m->state), "%s", source ? "ABORTED" : "DISCARDED");
 }
 
 void migrations_event(struct migrations *ms, struct migration *m, const Cpr__Event *e)
@@ -264,6 +276,10 @@ void migrations_event(struct migrations *ms, struct migration *m, const Cpr__Eve
 		return; /* a last state after the end is worth knowing, but nobody waits for it */
 	json_object *o = json_event(e);
 	json_object_object_add(o, "migration", json_object_new_string(m->id));
+	if (m->pid && !json_has(o, "pid"))
+		json_add_u64(o, "pid", (uint64_t)m->pid);
+	if (m->comm[0] && !json_has(o, "comm"))
+		json_add_str(o, "comm", m->comm);
 	if (!json_has(o, "side"))
 		json_add_str(o, "side", m->side == HANDOFF_SOURCE ? "source" : "destination");
 	json_add_u64(o, "time_us", util_clock_ns(CLOCK_REALTIME) / 1000);
@@ -273,8 +289,8 @@ void migrations_event(struct migrations *ms, struct migration *m, const Cpr__Eve
 		keep_round(r, o);
 	if (e->kind == CPR__EVENT__KIND__DONE)
 		r->result = json_object_get(o);
-	if (e->kind == CPR__EVENT__KIND__DONE && !handoff_final(handoff_state_parse(m->state)))
-		snprintf(m->state, sizeof(m->state), m->side == HANDOFF_SOURCE ? "DONE" : "RUNNING");
+	if (e->kind == CPR__EVENT__KIND__DONE || e->kind == CPR__EVENT__KIND__FAILED)
+		end_state(m, e->kind == CPR__EVENT__KIND__DONE);
 	add_line(r, o, e->kind == CPR__EVENT__KIND__PROGRESS);
 	json_object_put(o);
 	if (e->kind == CPR__EVENT__KIND__DONE || e->kind == CPR__EVENT__KIND__FAILED)

@@ -28,7 +28,8 @@ struct move {
 	size_t options_len;
 	int events_fd; /* -1 before the worker and after its end of file */
 	struct event *io;
-	bool worker; /* one was started */
+	bool worker;   /* one was started */
+	bool accepted; /* source: the other side has said yes */
 };
 
 struct moves {
@@ -125,8 +126,8 @@ static void log_event(const struct move *x, const Cpr__Event *e)
 			  e->reason ? e->reason : "");
 	else if (e->kind == CPR__EVENT__KIND__FAILED)
 		log_err(subject(x), "failed: %s", e->fault && e->fault->what ? e->fault->what : "no reason given");
-	else if (e->kind == CPR__EVENT__KIND__DONE)
-		log_notice(subject(x), "pid %u (%s) runs on %s", e->pid, e->comm ? e->comm : "?",
+	else if (e->kind == CPR__EVENT__KIND__DONE && x->m)
+		log_notice(subject(x), "pid %d (%s) runs on %s", (int)x->m->pid, x->m->comm,
 			   x->side == HANDOFF_SOURCE ? x->peer : x->mv->conf->name);
 }
 
@@ -148,28 +149,49 @@ static void ask_cancel(struct move *x)
 		log_err(subject(x), "its worker can't be asked to cancel: %s", strerror(errno));
 }
 
-static void take_event(struct move *x, const uint8_t *buf, size_t len)
+static void take(struct move *x, const Cpr__Event *e)
 {
 	struct fault f;
-	struct arena *a = arena_new();
-	Cpr__Event *e = cpr__event__unpack(arena_pb(a), len, buf);
-	bool expected = x->side == HANDOFF_DESTINATION || x->m;
-	int r = !e	   ? fault_set(&f, FAULT_PROTOCOL, "an event of %zu bytes can't be read", len)
-		: expected ? learn_id(x, e, &f)
-			   : 1;
+	int r = x->side == HANDOFF_DESTINATION || x->m ? learn_id(x, e, &f) : 1;
 	if (r < 0) {
 		log_err(subject(x), "its worker said what can't be: %s", f.what);
 		ask_cancel(x);
 		stop_events(x);
-	} else if (e && (r == 0 || e->kind == CPR__EVENT__KIND__LOG || e->kind == CPR__EVENT__KIND__FAILED)) {
-		log_event(x, e);
+		return;
 	}
-	if (e && r == 0) {
-		migrations_event(x->mv->ms, x->m, e);
-		if (x->m->over) {
-			x->m = NULL;
-			stop_events(x);
-		}
+	log_event(x, e);
+	if (r > 0)
+		return;
+	migrations_event(x->mv->ms, x->m, e);
+	if (x->m->over) {
+		x->m = NULL;
+		stop_events(x);
+	}
+}
+
+/* A peer whose policy says no can only hang up: before it has accepted anything, that is the likeliest reason. */
+static void explain(struct move *x, struct arena *a, Cpr__Event *e)
+{
+	Cpr__Fault *f = e->fault;
+	if (x->side != HANDOFF_SOURCE)
+		return;
+	if (e->kind == CPR__EVENT__KIND__STATE && e->state && handoff_state_parse(e->state) == HANDOFF_PRECOPY)
+		x->accepted = true;
+	if (e->kind == CPR__EVENT__KIND__FAILED && !x->accepted && f && f->code &&
+	    fault_code_parse(f->code) == FAULT_PEER_LOST)
+		f->hint = arena_printf(a, "Does %s let %s push processes (allow-peer)? Its log says. %s", x->peer,
+				       x->mv->conf->name, f->hint ? f->hint : "");
+}
+
+static void take_event(struct move *x, const uint8_t *buf, size_t len)
+{
+	struct arena *a = arena_new();
+	Cpr__Event *e = cpr__event__unpack(arena_pb(a), len, buf);
+	if (e) {
+		explain(x, a, e);
+		take(x, e);
+	} else {
+		log_err(subject(x), "an event of %zu bytes from its worker can't be read", len);
 	}
 	arena_free(a);
 }

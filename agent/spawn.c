@@ -35,15 +35,17 @@ static int descriptors(int fd, int report)
 	       (int)syscall(SYS_close_range, report + 1, ~0U, 0);
 }
 
-static int attributes(bool new_session)
+static int attributes(unsigned flags, pid_t parent)
 {
 	const struct sched_param plain = { 0 };
-	if (new_session && setsid() < 0)
+	if ((flags & SPAWN_SESSION) && setsid() < 0)
 		return -1;
 	umask(022);
 	personality(PER_LINUX);
 	prctl(PR_SET_TIMERSLACK, 0, 0, 0, 0);
-	prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
+	prctl(PR_SET_PDEATHSIG, flags & SPAWN_WITH_US ? SIGKILL : 0, 0, 0, 0);
+	if (getppid() != parent && (flags & SPAWN_WITH_US))
+		_exit(127);
 	if (sched_getscheduler(0) != SCHED_OTHER && sched_setscheduler(0, SCHED_OTHER, &plain) < 0)
 		return -1;
 	if (getpriority(PRIO_PROCESS, 0) != 0 && setpriority(PRIO_PROCESS, 0, 0) < 0)
@@ -54,11 +56,11 @@ static int attributes(bool new_session)
 	return chdir("/");
 }
 
-_Noreturn static void child(char *const argv[], int fd, bool new_session, int report)
+_Noreturn static void child(char *const argv[], int fd, unsigned flags, pid_t parent, int report)
 {
 	default_signals();
 	int moved = fcntl(report, F_DUPFD_CLOEXEC, 64);
-	if (moved >= 0 && descriptors(fd, moved) == 0 && attributes(new_session) == 0)
+	if (moved >= 0 && descriptors(fd, moved) == 0 && attributes(flags, parent) == 0)
 		execv(argv[0], argv);
 	int e = errno;
 	if (write(moved >= 0 ? moved : report, &e, sizeof(e)) < 0)
@@ -66,18 +68,18 @@ _Noreturn static void child(char *const argv[], int fd, bool new_session, int re
 	_exit(127);
 }
 
-int spawn(char *const argv[], int fd, bool new_session, pid_t *pid, int *pidfd, struct fault *f)
+int spawn(char *const argv[], int fd, unsigned flags, pid_t *pid, int *pidfd, struct fault *f)
 {
 	int pipefd[2], e = 0;
 	if (pipe2(pipefd, O_CLOEXEC) < 0)
 		return fault_errno(f, FAULT_SYSTEM, "start %s", argv[0]);
 	auto_fd report_read = pipefd[0];
 	auto_fd report_write = pipefd[1];
-	pid_t p = fork();
+	pid_t parent = getpid(), p = fork();
 	if (p < 0)
 		return fault_errno(f, FAULT_SYSTEM, "start %s", argv[0]);
 	if (p == 0)
-		child(argv, fd, new_session, report_write);
+		child(argv, fd, flags, parent, report_write);
 	util_close(&report_write);
 	auto_fd pfd = (int)syscall(SYS_pidfd_open, p, 0);
 	/* At the exec the pipe closes by itself. */

@@ -15,7 +15,12 @@
 
 #define SPAWN_FD 3
 
-/* *pidfd: CLOEXEC, readable when it has exited. new_session: clear of our terminal's Ctrl-C. */
-int spawn(char *const argv[], int fd, bool new_session, pid_t *pid, int *pidfd, struct fault *f) MUST_CHECK;
+enum spawn_flags {
+	SPAWN_SESSION = 1, /* clear of our terminal's Ctrl-C */
+	SPAWN_WITH_US = 2, /* killed when the calling thread ends */
+};
+
+/* *pidfd: CLOEXEC, readable when it has exited. */
+int spawn(char *const argv[], int fd, unsigned flags, pid_t *pid, int *pidfd, struct fault *f) MUST_CHECK;
 
 #endif

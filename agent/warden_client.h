@@ -42,6 +42,10 @@ int wc_adopt(struct wc *w, pid_t pid, struct fault *f) MUST_CHECK;
 int wc_cgroup(struct wc *w, const char *name_hint, int *cgroup_fd, struct fault *f) MUST_CHECK;
 int wc_freeze(struct wc *w, struct fault *f) MUST_CHECK; /* returns when the group is frozen */
 int wc_thaw(struct wc *w, struct fault *f) MUST_CHECK;
+/* Source, while SEALED (so that a failure is still taken back): the plain table "cpr-<uuid>-kept" of these flows, that
+ * outlives the worker. Recorded for undoing; wc_remove takes it away. */
+struct net_flow;
+int wc_keep_lock(struct wc *w, const struct net_flow *flows, size_t n, struct fault *f) MUST_CHECK;
 /* Destination, after the commit: checks that the vessel lives, journals RUNNING, thaws: the only act that starts it. */
 int wc_run(struct wc *w, pid_t pid, struct fault *f) MUST_CHECK;
 /* Source, after DONE: enters repair mode on its sockets, kills the frozen process, waits until it is gone, removes the

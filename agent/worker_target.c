@@ -337,6 +337,18 @@ static int lock_network(struct target *t, struct fault *f)
 	return r;
 }
 
+/* Every file of the state, not only those that mappings name. */
+static int load_files(struct target *t, struct fault *f)
+{
+	size_t pos = 0;
+	filetab_free(t->files);
+	t->files = filetab_new();
+	for (const struct image_entry *e; (e = image_next(t->img, IMAGE_FILES, 0, &pos));)
+		if (filetab_load(t->files, e->packed, e->packed_len, f) < 0)
+			return -1;
+	return 0;
+}
+
 static int restore_fds(struct target *t, struct fault *f)
 {
 	size_t span = spans_begin(&t->w->spans, "descriptors");
@@ -344,6 +356,7 @@ static int restore_fds(struct target *t, struct fault *f)
 	const int *objects = memory_target_objects(t->m, &n_objects);
 	struct fd_restore s = {
 		.img = t->img,
+		.files = t->files,
 		.v = t->v,
 		.pid = (pid_t)t->offer->task->pid,
 		.rootfd = -1,
@@ -364,6 +377,8 @@ static int restore(struct target *t, struct fault *f)
 	if (worker_step(w, HANDOFF_EV_SEAL, "the state is complete", f) < 0)
 		return -1;
 	process_pin(vessel_process(t->v));
+	if (load_files(t, f) < 0)
+		return -1;
 	if (restore_memory(t, f) < 0 || lock_network(t, f) < 0 || restore_fds(t, f) < 0)
 		return -1;
 	size_t span = spans_begin(&w->spans, "state");

@@ -66,7 +66,8 @@ static int open_identity(struct process *p, struct fault *f)
 	p->pidfd = (int)syscall(SYS_pidfd_open, p->pid, 0);
 	if (p->pidfd < 0) {
 		/* EINVAL, ENOENT: the number of a thread */
-		fault_set(f, FAULT_NO_PROCESS, errno == ESRCH ? "there is no process %d" : "%d is not a process", p->pid);
+		fault_set(f, FAULT_NO_PROCESS, errno == ESRCH ? "there is no process %d" : "%d is not a process",
+			  p->pid);
 		return fault_hint(f, "`ps -e` lists the processes of this host.");
 	}
 	snprintf(path, sizeof(path), "/proc/%d", p->pid);
@@ -290,6 +291,21 @@ static int seize_pass(struct process *p, size_t *found, struct fault *f)
 	return ret;
 }
 
+/* The registers, and at once what the stop did to them: until then our death would let the program see it. */
+static int read_task(struct process *p, struct task *t, struct fault *f)
+{
+	if (!t->regs)
+		t->regs = arch_regs_new();
+	if (arch_regs_get(t->tid, t->regs, f) < 0)
+		return -1;
+	if (stop_fix_regs(p, t, t->regs) && arch_regs_set(t->tid, t->regs, f) < 0)
+		return -1;
+	t->regs_valid = true;
+	if (ptrace(PTRACE_GETSIGMASK, t->tid, (void *)sizeof(t->sigmask), &t->sigmask) < 0)
+		return fault_errno(f, FAULT_SYSTEM, "read the signal mask of thread %d", t->tid);
+	return 0;
+}
+
 static int halt_all(struct process *p, size_t *ended, struct fault *f)
 {
 	for (size_t i = 0; i < p->n_tasks; i++) {
@@ -300,6 +316,8 @@ static int halt_all(struct process *p, size_t *ended, struct fault *f)
 			return -1;
 		if (t->state == TASK_GONE)
 			(*ended)++;
+		else if (read_task(p, t, f) < 0)
+			return -1;
 	}
 	return 0;
 }
@@ -315,18 +333,6 @@ static int stop_threads(struct process *p, struct fault *f)
 		if (found == 0 && ended == 0)
 			return 0;
 	}
-}
-
-static int read_task(struct task *t, struct fault *f)
-{
-	if (!t->regs)
-		t->regs = arch_regs_new();
-	if (arch_regs_get(t->tid, t->regs, f) < 0)
-		return -1;
-	t->regs_valid = true;
-	if (ptrace(PTRACE_GETSIGMASK, t->tid, (void *)sizeof(t->sigmask), &t->sigmask) < 0)
-		return fault_errno(f, FAULT_SYSTEM, "read the signal mask of thread %d", t->tid);
-	return 0;
 }
 
 static int leader_first(struct process *p, struct fault *f)
@@ -375,9 +381,6 @@ static int stop_all(struct process *p, const struct stop_times *times, struct fa
 	/* again: what is stopped now can't exec any more */
 	if (leader_first(p, f) < 0 || check_identity(p, f) < 0 || open_mem(p, f) < 0)
 		return -1;
-	for (size_t i = 0; i < p->n_tasks; i++)
-		if (read_task(&p->tasks[i], f) < 0)
-			return -1;
 	return stop_note(p, times, f);
 }
 
@@ -397,19 +400,6 @@ int process_stop(struct process *p, struct fault *f)
 }
 
 /* ---- release ---- */
-
-static int release_task(struct process *p, struct task *t, struct fault *f)
-{
-	struct arch_regs *regs = arch_regs_new();
-	arch_regs_copy(regs, t->regs);
-	int ret = 0;
-	if (stop_fix_regs(p, t, regs))
-		ret = arch_regs_set(t->tid, regs, f);
-	arch_regs_free(regs);
-	if (t->stop_signal)
-		syscall(SYS_tgkill, p->pid, t->tid, SIGSTOP);
-	return ret;
-}
 
 static int detach_all(struct process *p, struct fault *f)
 {
@@ -431,13 +421,10 @@ int process_release(struct process *p, struct fault *f)
 	if (!p->stopped)
 		return 0;
 	process_unpin(p);
-	int ret = 0;
 	for (size_t i = 0; i < p->n_tasks; i++)
-		if (p->tasks[i].state == TASK_STOPPED && release_task(p, &p->tasks[i], ret < 0 ? NULL : f) < 0)
-			ret = -1;
-	if (detach_all(p, ret < 0 ? NULL : f) < 0)
-		ret = -1;
-	return ret;
+		if (p->tasks[i].stop_signal)
+			syscall(SYS_tgkill, p->pid, p->tasks[i].tid, SIGSTOP);
+	return detach_all(p, f);
 }
 
 int process_detach(struct process *p, struct fault *f)
@@ -590,7 +577,7 @@ static int adopt(struct process *p, struct fault *f)
 	p->stopped = true;
 	if (open_mem(p, f) < 0)
 		return -1;
-	return read_task(&p->tasks[0], f);
+	return read_task(p, &p->tasks[0], f);
 }
 
 int process_adopt(struct process **out, pid_t pid, struct fault *f)
@@ -616,5 +603,5 @@ int process_add_thread(struct process *p, pid_t tid, struct fault *f)
 		return -1;
 	if (t->state == TASK_GONE)
 		return fault_set(f, FAULT_PROCESS_GONE, "the new thread %d ended", tid);
-	return read_task(t, f);
+	return read_task(p, t, f);
 }

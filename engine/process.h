@@ -34,8 +34,8 @@ struct task {
 	uint64_t sigmask;	/* the program's own signal mask at the stop */
 
 	/* Private to task.c, stop.c and remote.c. */
-	bool waiting_status;  /* status is a stop that was reported while another thread was waited for */
-	bool stop_signal;     /* a SIGSTOP came during a remote call: sent again at the release */
+	bool waiting_status;   /* status is a stop that was reported while another thread was waited for */
+	bool stop_signal;      /* a SIGSTOP came during a remote call: sent again at the release */
 	unsigned long options; /* ptrace options in force */
 	struct task_restart {
 		bool known;
@@ -58,16 +58,18 @@ struct process {
 	struct task *tasks; /* [0] is the leader */
 
 	/* Private to process.c and remote.c. */
-	unsigned long options;	    /* PTRACE_O_* that every thread has */
-	uint64_t start_stack;	    /* exec changes it */
-	uint64_t call_at, sigret_at; /* code in the process's own text that guarded calls used last; 0: not searched yet */
-	struct process_pin *pin;    /* NULL: not pinned */
+	unsigned long options; /* PTRACE_O_* that every thread has */
+	uint64_t start_stack;  /* exec changes it */
+	uint64_t call_at,
+		sigret_at;	 /* code in the process's own text that guarded calls used last; 0: not searched yet */
+	struct remote *remote;	 /* while one is open */
+	struct process_pin *pin; /* NULL: not pinned */
 };
 
 int process_open(struct process **out, pid_t pid, struct fault *f) MUST_CHECK;
 void process_close(struct process *p); /* releases what is still stopped */
 int process_stop(struct process *p, struct fault *f) MUST_CHECK;
-/* Interrupted syscalls are set up to go on (stop.h) first. */
+/* Interrupted syscalls go on: their registers were set up for that (stop.h) as soon as each thread stopped. */
 int process_release(struct process *p, struct fault *f) MUST_CHECK;
 bool process_alive(const struct process *p); /* same process, not a zombie */
 struct task *process_task(struct process *p, pid_t tid);

@@ -10,9 +10,17 @@
  * by itself (p3d). On a vessel they are PTRACE_SINGLESTEP, and remote_batch runs a table in one go.
  * A call never sees the target's signals (all are blocked meanwhile), seccomp filter (suspended) or
  * user dispatch (off meanwhile).
+ * Nobody may touch the registers or the signal mask of a thread between its first call and remote_close.
+ *
+ * Our death, at any instant of a guarded session (test/unit/engine_remote.c): a thread is in one of two states. Either its
+ * registers and mask are its own; or its registers are on the path call -> rt_sigreturn, whose frame has both. Hence
+ * the order: frame written, registers set, mask changed; and back: mask, then registers. Only user dispatch stays off,
+ * and the scratch mapped (no thread looks at it; the next remote_open finds and removes it).
  */
 #ifndef ENGINE_REMOTE_H
 #define ENGINE_REMOTE_H
+
+#include <sched.h>
 
 #include "process.h"
 
@@ -53,8 +61,17 @@ uint64_t remote_scratch(const struct remote *r);	/* address of the scratch in th
 struct range remote_stub_range(const struct remote *r); /* stub and scratch: not part of the image */
 int remote_put(struct remote *r, size_t offset, const void *buf, size_t len, struct fault *f) MUST_CHECK;
 int remote_get(struct remote *r, size_t offset, void *buf, size_t len, struct fault *f) MUST_CHECK;
-/* Moves the stub of a vessel when new mappings are about to cover it. */
+/* Moves the stub of a vessel when new mappings are about to cover it. What is in the scratch is lost. */
 int remote_relocate(struct remote *r, const struct range *keep_clear, size_t n, struct fault *f) MUST_CHECK;
 struct process *remote_process(struct remote *r);
+/* What a source's thread was bound to before it was pinned for its calls (process_pin). False: it is not pinned. */
+bool remote_affinity(const struct remote *r, pid_t tid, cpu_set_t *out);
+/* Vessels: a call that would wait is made and interrupted at once. *ret is -512..-516 then, the kernel's restart block is
+ * that of this call, and the thread is where the program's registers can be set to restart it; else what it returned. */
+int remote_interrupted_call(struct remote *r, pid_t tid, long nr, const uint64_t args[6], long *ret,
+			    struct fault *f) MUST_CHECK;
+
+/* Vessels: a thread other than the leader ends itself and leaves the process's list. */
+int remote_exit(struct remote *r, pid_t tid, struct fault *f) MUST_CHECK;
 
 #endif

@@ -59,10 +59,15 @@ static size_t online_mask(uint8_t mask[MASK_BYTES])
 }
 
 /* A thread that may run everywhere has no mask in the image: everywhere is another set on another host. */
-static void save_affinity(pid_t tid, struct arena *a, ThreadCoreEntry *th)
+static void save_affinity(struct remote *r, pid_t tid, struct arena *a, ThreadCoreEntry *th)
 {
 	uint8_t mask[MASK_BYTES] = { 0 }, online[MASK_BYTES];
 	long n = syscall(SYS_sched_getaffinity, tid, sizeof(mask), mask);
+	cpu_set_t own;
+	if (remote_affinity(r, tid, &own)) {
+		n = sizeof(own);
+		memcpy(mask, &own, sizeof(own));
+	}
 	size_t n_online = online_mask(online);
 	if (n <= 0)
 		return;
@@ -79,7 +84,7 @@ static void save_affinity(pid_t tid, struct arena *a, ThreadCoreEntry *th)
 	th->affinity.len = len;
 }
 
-int schedule_save(struct process *p, pid_t tid, struct arena *a, ThreadCoreEntry *th, struct fault *f)
+int schedule_save(struct remote *r, pid_t tid, struct arena *a, ThreadCoreEntry *th, struct fault *f)
 {
 	struct attr at, ours;
 	if (attr_get(tid, &at) < 0)
@@ -103,8 +108,7 @@ int schedule_save(struct process *p, pid_t tid, struct arena *a, ThreadCoreEntry
 	auto_free char *slack = util_read_file(-1, path, NULL);
 	th->has_timerslack_ns = slack != NULL;
 	th->timerslack_ns = slack ? strtoull(slack, NULL, 10) : 0;
-	save_affinity(tid, a, th);
-	(void)p;
+	save_affinity(r, tid, a, th);
 	return 0;
 }
 
@@ -158,9 +162,8 @@ static void restore_slack(pid_t tid, const ThreadCoreEntry *th, struct report *l
 		loss(losses, tid, NULL, "its timer slack can't be set on this host");
 }
 
-int schedule_restore(struct process *p, pid_t tid, const ThreadCoreEntry *th, struct report *losses, struct fault *f)
+int schedule_restore(pid_t tid, const ThreadCoreEntry *th, struct report *losses, struct fault *f)
 {
-	(void)p;
 	restore_slack(tid, th, losses); /* before the policy: real-time threads have none */
 	if (th->has_ioprio) {
 		long now = syscall(SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid);

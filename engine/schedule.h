@@ -10,12 +10,11 @@
 
 #include "arena.h"
 #include "image.pb-c.h"
-#include "process.h"
+#include "remote.h"
 #include "report.h"
 
-int schedule_save(struct process *p, pid_t tid, struct arena *a, ThreadCoreEntry *th, struct fault *f) MUST_CHECK;
-int schedule_restore(struct process *p, pid_t tid, const ThreadCoreEntry *th, struct report *losses,
-		     struct fault *f) MUST_CHECK;
+int schedule_save(struct remote *r, pid_t tid, struct arena *a, ThreadCoreEntry *th, struct fault *f) MUST_CHECK;
+int schedule_restore(pid_t tid, const ThreadCoreEntry *th, struct report *losses, struct fault *f) MUST_CHECK;
 /* A set of CPUs that this host has not is narrowed to those it has, or given up: see schedule_check_affinity. */
 int schedule_restore_affinity(pid_t tid, const ThreadCoreEntry *th, struct fault *f) MUST_CHECK;
 void schedule_check_affinity(pid_t tid, const ThreadCoreEntry *th, struct report *losses);

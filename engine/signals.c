@@ -10,7 +10,6 @@
 
 #define KERNEL_SIGSET_BYTES 8u
 #define PEEK_CHUNK	    32
-#define BIT(sig)	    (1ull << ((sig)-1))
 #ifndef PTRACE_PEEKSIGINFO_SHARED
 #define PTRACE_PEEKSIGINFO_SHARED 1
 #endif
@@ -22,13 +21,18 @@ static bool has_action(int sig)
 	return sig != SIGKILL && sig != SIGSTOP;
 }
 
+static bool is_late(int sig)
+{
+	return sig == SIGSTOP || sig == SIGTRAP;
+}
+
 void signals_ask(struct calls *c, const struct procinfo_status *leader, struct signals_asked *out)
 {
 	/* SIGCHLD is asked for always: SA_NOCLDWAIT and SA_NOCLDSTOP mean something with SIG_DFL, too. */
-	uint64_t wanted = leader->sig_caught | leader->sig_ignored | BIT(SIGCHLD);
+	uint64_t wanted = leader->sig_caught | leader->sig_ignored | SIGNALS_BIT(SIGCHLD);
 	memset(out, 0, sizeof(*out));
 	for (int sig = 1; sig <= SIGNALS_MAX; sig++)
-		if (has_action(sig) && (wanted & BIT(sig)))
+		if (has_action(sig) && (wanted & SIGNALS_BIT(sig)))
 			CALL(c, "ask for a signal's action", NULL, SYS_rt_sigaction, (uint64_t)sig, 0,
 			     calls_out(c, &out->actions[sig], sizeof(out->actions[sig])), KERNEL_SIGSET_BYTES);
 }
@@ -53,9 +57,9 @@ static void push_bare(struct arena *a, SignalQueueEntry *q, uint64_t pending)
 {
 	siginfo_t info;
 	for (size_t i = 0; i < q->n_signals; i++)
-		pending &= ~BIT(info_of(q->signals[i], &info)->si_signo);
+		pending &= ~SIGNALS_BIT(info_of(q->signals[i], &info)->si_signo);
 	for (int sig = 1; sig <= SIGNALS_MAX; sig++) {
-		if (!(pending & BIT(sig)))
+		if (!(pending & SIGNALS_BIT(sig)))
 			continue;
 		info = (siginfo_t){ .si_signo = sig, .si_code = SI_USER };
 		push_info(a, q, &info);
@@ -103,11 +107,18 @@ int signals_save(struct process *p, const struct procinfo_status *leader, const 
 	return save_queue(p->pid, leader->sig_shared, true, a, &tc->signals_s, f);
 }
 
-int signals_save_thread(struct process *p, pid_t tid, const struct procinfo_status *s, struct arena *a,
-			ThreadCoreEntry *th, struct fault *f)
+int signals_save_thread(const struct task *t, const struct procinfo_status *s, struct arena *a, ThreadCoreEntry *th,
+			struct fault *f)
 {
-	(void)p;
-	return save_queue(tid, s->sig_pending, false, a, &th->signals_p, f);
+	if (save_queue(t->tid, s->sig_pending, false, a, &th->signals_p, f) < 0)
+		return -1;
+	if (!t->stop_signal)
+		return 0;
+	/* It came while a remote call was made, and is to be sent again at the release. */
+	if (!th->signals_p)
+		th->signals_p = arena_msg(a, SignalQueueEntry, signal_queue_entry);
+	push_bare(a, th->signals_p, SIGNALS_BIT(SIGSTOP));
+	return 0;
 }
 
 bool signals_of_timer(const SignalQueueEntry *q, uint32_t id)
@@ -151,7 +162,7 @@ int signals_restore_queue(struct calls *c, pid_t pid, pid_t tid, const SignalQue
 		int sig = info.si_signo;
 		if (sig < 1 || sig > SIGNALS_MAX)
 			return fault_set(f, FAULT_IMAGE, "a pending signal with number %d", sig);
-		if (!has_action(sig) || skip(&info, arg))
+		if (sig == SIGKILL || is_late(sig) || skip(&info, arg))
 			continue;
 		if (calls_full(c) && calls_run(c, f) < 0)
 			return -1;
@@ -166,11 +177,14 @@ int signals_restore_queue(struct calls *c, pid_t pid, pid_t tid, const SignalQue
 	return 0;
 }
 
-int signals_stop_in(const SignalQueueEntry *q)
+uint64_t signals_late(const SignalQueueEntry *q)
 {
 	siginfo_t info;
-	for (size_t i = 0; q && i < q->n_signals; i++)
-		if (info_of(q->signals[i], &info)->si_signo == SIGSTOP)
-			return SIGSTOP;
-	return 0;
+	uint64_t found = 0;
+	for (size_t i = 0; q && i < q->n_signals; i++) {
+		int sig = info_of(q->signals[i], &info)->si_signo;
+		if (is_late(sig))
+			found |= SIGNALS_BIT(sig);
+	}
+	return found;
 }

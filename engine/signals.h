@@ -14,7 +14,8 @@
 #include "image.pb-c.h"
 #include "procinfo.h"
 
-#define SIGNALS_MAX 64
+#define SIGNALS_MAX	 64
+#define SIGNALS_BIT(sig) (1ull << ((sig)-1))
 
 /* struct sigaction as rt_sigaction(2) takes it, not libc's */
 struct signals_action {
@@ -29,8 +30,8 @@ void signals_ask(struct calls *c, const struct procinfo_status *leader, struct s
 /* Actions and the shared queue into tc. */
 int signals_save(struct process *p, const struct procinfo_status *leader, const struct signals_asked *asked,
 		 struct arena *a, TaskCoreEntry *tc, struct fault *f) MUST_CHECK;
-int signals_save_thread(struct process *p, pid_t tid, const struct procinfo_status *s, struct arena *a,
-			ThreadCoreEntry *th, struct fault *f) MUST_CHECK;
+int signals_save_thread(const struct task *t, const struct procinfo_status *s, struct arena *a, ThreadCoreEntry *th,
+			struct fault *f) MUST_CHECK;
 /* Does a queue hold the signal of POSIX timer `id`? */
 bool signals_of_timer(const SignalQueueEntry *q, uint32_t id);
 
@@ -40,7 +41,8 @@ void signals_restore_actions(struct calls *c, const TaskCoreEntry *tc);
 int signals_restore_queue(struct calls *c, pid_t pid, pid_t tid, const SignalQueueEntry *q, bool shared,
 			  bool (*skip)(const siginfo_t *info, const void *arg), const void *arg,
 			  struct fault *f) MUST_CHECK;
-/* A stop signal in a queue can't be put there while the vessel is still to run calls: the caller sends it last. 0: none. */
-int signals_stop_in(const SignalQueueEntry *q);
+/* SIGSTOP and SIGTRAP in a queue can't be put there while the vessel is still to run calls: signals_restore_queue leaves
+ * them out, the caller sends them last. */
+uint64_t signals_late(const SignalQueueEntry *q);
 
 #endif

@@ -26,8 +26,14 @@ enum restart_kind {
 };
 
 /* Registers as the program must see them when it goes on in this same process. Changes `regs` only when needed;
- * returns true when it did. */
+ * returns true when it did. process_stop does this. */
 bool stop_fix_regs(struct process *p, struct task *t, struct arch_regs *regs);
+/* Steps out of an interrupted call, back onto its instruction: for a context that rt_sigreturn takes, which restarts
+ * nothing. */
+void stop_rewind_regs(struct arch_regs *regs);
+/* A thread stopped inside a restartable sequence goes on at its abort handler, as after any preemption: the kernel would
+ * do that itself, but not when a remote call has run in between, nor in a new process. */
+int stop_fix_rseq(struct process *p, struct task *t, struct fault *f) MUST_CHECK;
 /* Before the stop: when did each thread fall asleep (/proc/TID/sched se.exec_start)? Cheap; used for deadlines. */
 struct stop_times;
 /* For process_stop: what is interrupted goes into each task's `restart`, with a deadline where there is one. A thread that

@@ -54,13 +54,15 @@ int threadstate_rseq_pc(struct process *p, pid_t tid, uint64_t *pc, struct fault
 {
 	struct rseq_config conf;
 	struct rseq_section cs;
+	struct fault unreadable;
 	uint64_t at = 0;
 	if (rseq_config(tid, &conf, f) < 0)
 		return -1;
-	if (!conf.area || process_read(p, conf.area + RSEQ_CS_OFFSET, &at, sizeof(at), f) < 0)
-		return conf.area ? -1 : 0;
-	if (!at || process_read(p, at, &cs, sizeof(cs), f) < 0)
-		return at ? -1 : 0;
+	/* Pointers that lead nowhere are the program's business: the kernel will tell it. */
+	if (!conf.area || process_read(p, conf.area + RSEQ_CS_OFFSET, &at, sizeof(at), &unreadable) < 0)
+		return 0;
+	if (!at || process_read(p, at, &cs, sizeof(cs), &unreadable) < 0)
+		return 0;
 	if (*pc - cs.start < cs.length)
 		*pc = cs.abort;
 	return 0;

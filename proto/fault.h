@@ -14,6 +14,7 @@
 #ifndef PROTO_FAULT_H
 #define PROTO_FAULT_H
 
+#include <errno.h>
 #include <stdarg.h>
 
 #include "util.h"

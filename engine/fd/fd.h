@@ -43,6 +43,7 @@ struct fd_save {
 	const struct fd_info *all; /* every descriptor of the process, by number: epoll looks up its targets */
 	size_t n_all;
 	struct fdtab *tab; /* fdtab.c's own, kept from one phase to the next; NULL at first */
+	bool repair_noted; /* sock/tcp.c: UNDO_REPAIR is on the record (sock_save_end) */
 };
 
 /* What vetting collects for the offer. */

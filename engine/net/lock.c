@@ -33,7 +33,7 @@
 struct net_lock {
 	struct nft_ctx *nft; /* NULL: backend none */
 	char table[96];
-	bool owned;	/* the table is there since open, and vanishes with us */
+	bool owned; /* the table is there since open, and vanishes with us */
 	bool engaged;
 	struct net_flow *known; /* sorted: elements that are in the sets */
 	size_t n_known;
@@ -100,7 +100,8 @@ static int run(struct nft_ctx *nft, const char *commands, const char *what, stru
 	if (nft_run_cmd_from_buffer(nft, commands) == 0)
 		return 0;
 	first_error(nft, why, sizeof(why));
-	if (strstr(why, "not supported") || strstr(why, "Operation not permitted") || strstr(why, "cache initialization"))
+	if (strstr(why, "not supported") || strstr(why, "Operation not permitted") ||
+	    strstr(why, "cache initialization"))
 		return fault_set(f, FAULT_KERNEL, "%s by nftables: %s", what, why),
 		       fault_hint(f, "the kernel needs nf_tables (modprobe nf_tables; packages nftables and "
 				     "linux-modules of this distribution), or give --network-lock none");
@@ -134,12 +135,13 @@ static void text_rules(FILE *t, const char *name, const char *chain, char here, 
 			"add rule inet %s %s meta l4proto . %s %caddr . th %cport . %s %caddr . th %cport @flow%c "
 			"counter drop\n",
 			name, chain, fam[i], here, here, fam[i], there, there, i ? '6' : '4');
-	fprintf(t, "add rule inet %s %s meta l4proto tcp tcp flags & (fin | syn | rst | ack) != %s accept\n", name, chain,
-		opening);
+	fprintf(t, "add rule inet %s %s meta l4proto tcp tcp flags & (fin | syn | rst | ack) != %s accept\n", name,
+		chain, opening);
 	for (int i = 0; i < 2; i++)
-		fprintf(t, "add rule inet %s %s meta l4proto . %s %caddr . th %cport @port%c counter drop\n", name, chain,
-			fam[i], here, here, i ? '6' : '4');
-	fprintf(t, "add rule inet %s %s meta nfproto . meta l4proto . th %cport @port counter drop\n", name, chain, here);
+		fprintf(t, "add rule inet %s %s meta l4proto . %s %caddr . th %cport @port%c counter drop\n", name,
+			chain, fam[i], here, here, i ? '6' : '4');
+	fprintf(t, "add rule inet %s %s meta nfproto . meta l4proto . th %cport @port counter drop\n", name, chain,
+		here);
 }
 
 static void text_both_rules(FILE *t, const char *name)
@@ -184,8 +186,8 @@ static int flow_cmp(const void *a, const void *b)
 }
 
 /* Many elements of one set in one command: parsing is what costs. Flows are sorted, so runs of one set are long. */
-static void text_elements(FILE *t, const char *name, const struct net_flow *flows, size_t n, const struct net_flow *known,
-			  size_t n_known)
+static void text_elements(FILE *t, const char *name, const struct net_flow *flows, size_t n,
+			  const struct net_flow *known, size_t n_known)
 {
 	int open_family = 0;
 

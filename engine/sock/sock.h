@@ -14,6 +14,9 @@ extern const struct fd_kind sock_tcp_kind, sock_udp_kind;
  * disappears without FIN or RST when the process is killed. */
 int sock_repair_all(pid_t pid, bool on, struct fault *f) MUST_CHECK;
 
+/* After the last socket of FD_PHASE_NETWORK, also when saving failed: no socket is in repair mode, the undo record goes. */
+int sock_save_end(struct fd_save *s, struct fault *f) MUST_CHECK;
+
 /* options.c: a table, one row an option. */
 struct sock_options_target;
 int sock_options_save(int dup, int family, int type, int protocol, struct arena *a, InetSkEntry *isk,

@@ -21,8 +21,8 @@
 #include "wirepair.h"
 
 #define REGION_MAX  ((size_t)1 << 30)
-#define FRAME_PAGES 256u
-#define FRAME_DATA  (FRAME_PAGES * PAGE_BYTES)
+#define CHUNK_PAGES 256u
+#define CHUNK_BYTES (CHUNK_PAGES * PAGE_BYTES)
 
 static _Noreturn void die(const struct fault *f)
 {
@@ -126,20 +126,20 @@ static void send_bytes(struct link *l, uint64_t total)
 	struct fault f;
 	struct frame fr;
 	uint8_t *at;
-	total = total / FRAME_DATA * FRAME_DATA;
+	total = total / CHUNK_BYTES * CHUNK_BYTES;
 	size_t region = total < 64 << 20 ? total : 64 << 20;
 	pid_t source = victim(region, true, &at);
 	uint64_t start = util_monotonic_ns();
 	if (link_send(l, FRAME_HELLO, total, NULL, 0, &f) < 0)
 		die(&f);
-	for (uint64_t done = 0; done < total; done += FRAME_DATA) {
-		void *p = link_begin(l, FRAME_PAGES, FRAME_DATA, &f);
+	for (uint64_t done = 0; done < total; done += CHUNK_BYTES) {
+		void *p = link_begin(l, FRAME_PAGES, CHUNK_BYTES, &f);
 		if (!p)
 			die(&f);
-		struct iovec to = { p, FRAME_DATA }, from = { at + done % region, FRAME_DATA };
-		if (process_vm_readv(source, &to, 1, &from, 1, 0) != (ssize_t)FRAME_DATA)
+		struct iovec to = { p, CHUNK_BYTES }, from = { at + done % region, CHUNK_BYTES };
+		if (process_vm_readv(source, &to, 1, &from, 1, 0) != (ssize_t)CHUNK_BYTES)
 			err(1, "process_vm_readv");
-		if (link_commit(l, FRAME_PAGES, FRAME_DATA, &f) < 0)
+		if (link_commit(l, CHUNK_PAGES, CHUNK_BYTES, &f) < 0)
 			die(&f);
 	}
 	if (link_expect(l, FRAME_RESUMED, &fr, 30000, &f) != 1)

@@ -4,7 +4,7 @@
  *	tlsraw server ADDR PORT CERT KEY CA		one connection, then prints what it received and how fast
  *	tlsraw client ADDR PORT CERT KEY CA BYTES	sends BYTES from memory (64 MiB of random bytes, over and over)
  *
- * Both print "tlsraw: BYTES bytes, SECONDS s, N bytes/s". The client's time ends with the server's answer that it has
+ * Both print "tlsraw: BYTES bytes, SECONDS s, N bytes/s, SECONDS s cpu". The client's time ends with the server's answer that it has
  * everything. It is written as one writes a fast plain stream: blocking sockets, large buffers, AES-128-GCM first.
  */
 #include <arpa/inet.h>
@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -40,8 +41,12 @@ static double now(void)
 
 static void result(uint64_t bytes, double seconds)
 {
-	printf("tlsraw: %llu bytes, %.3f s, %.0f bytes/s\n", (unsigned long long)bytes, seconds,
-	       (double)bytes / seconds);
+	struct rusage u;
+	getrusage(RUSAGE_SELF, &u);
+	double cpu = (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+		     (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
+	printf("tlsraw: %llu bytes, %.3f s, %.0f bytes/s, %.3f s cpu\n", (unsigned long long)bytes, seconds,
+	       (double)bytes / seconds, cpu);
 	fflush(stdout);
 }
 
@@ -90,7 +95,7 @@ static int tcp(int server, const char *addr, const char *port)
 static void serve(SSL *ssl)
 {
 	uint8_t *buf = malloc(CHUNK);
-	uint64_t total, got = 0;
+	uint64_t total = 0, got = 0;
 	if (SSL_accept(ssl) != 1 || SSL_read(ssl, &total, sizeof(total)) != sizeof(total))
 		tls_die("accept");
 	double start = now();

@@ -4,6 +4,7 @@
 #ifndef TEST_WIREPAIR_H
 #define TEST_WIREPAIR_H
 
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
