@@ -11,7 +11,7 @@ INJECT ?=
 PKGS_LIB = libprotobuf-c libxxhash
 PKGS_transport = openssl
 PKGS_engine = libnl-3.0 libnl-route-3.0 libnftables
-PKGS_agent = libevent libevent_core json-c uuid libseccomp libcap libcurl
+PKGS_agent = libevent json-c uuid libseccomp libcap libcurl
 
 WARN = -Wall -Wextra -Wshadow -Wmissing-prototypes -Wstrict-prototypes -Wno-missing-field-initializers
 ifneq ($(WERROR),0)
@@ -20,7 +20,7 @@ endif
 CFLAGS_ALL = -std=gnu17 -D_GNU_SOURCE $(OPT) $(WARN) -fno-strict-aliasing -fstack-protector-strong $(CFLAGS)
 LDFLAGS_ALL = $(LDFLAGS)
 ifneq ($(SAN),)
-CFLAGS_ALL += -fsanitize=$(SAN) -fno-omit-frame-pointer
+CFLAGS_ALL += -fsanitize=$(SAN) -fno-omit-frame-pointer -Wno-format-truncation
 LDFLAGS_ALL += -fsanitize=$(SAN)
 endif
 ifneq ($(INJECT),)

@@ -454,7 +454,8 @@ static int undo_all(struct custody *c, struct fault *f)
 		c->j.undo[n - ++kept] = u; /* at the end: what lies there was looked at */
 		*f = one;
 	}
-	memmove(c->j.undo, c->j.undo + (n - kept), kept * sizeof(struct undo));
+	if (kept)
+		memmove(c->j.undo, c->j.undo + (n - kept), kept * sizeof(struct undo));
 	c->j.n_undo = kept;
 	if (n && save(c, kept ? &one : f) < 0)
 		return -1;

@@ -746,6 +746,21 @@ static int start(struct warden *w, struct fault *f)
 	return 0;
 }
 
+/* Wires that are still at work end with us. */
+static void free_all(struct warden *w)
+{
+	struct wire *x;
+	while ((x = LIST_FIRST(&w->wires))) {
+		let_wire_go(x);
+		util_close(&x->pidfd);
+		LIST_REMOVE(x, list);
+		free(x);
+	}
+	util_close(&w->signals);
+	util_close(&w->agent);
+	custody_host_close(&w->host);
+}
+
 int warden_run(const struct warden_conf *conf, struct fault *f)
 {
 	struct warden w = { .conf = conf, .agent = conf->agent, .signals = -1, .host = { .run = -1 } };
@@ -760,8 +775,6 @@ int warden_run(const struct warden_conf *conf, struct fault *f)
 	tell(&w, &hello);
 	if (r == 0)
 		r = loop(&w, f);
-	util_close(&w.signals);
-	util_close(&w.agent);
-	custody_host_close(&w.host);
+	free_all(&w);
 	return r;
 }

@@ -29,6 +29,7 @@
 #include "log.h"
 #include "memory.h"
 #include "rounds.h"
+#include "sock.h"
 #include "state.h"
 
 #define OFFER_TIMEOUT_MS 60000 /* the destination hashes files */
@@ -45,6 +46,7 @@ struct source {
 	struct memory *m;
 	struct image *img;
 	struct stop_times *times;
+	struct fd_save fds; /* from one phase to the next */
 	struct net_lock *lock;
 	struct net_flow *flows;
 	size_t n_flows;
@@ -276,8 +278,10 @@ static int send_pages(struct source *s, struct round *round, bool *more, struct 
 	if (memory_fill(s->m, payload, FRAME_PAGES_MAX, segs, FRAME_SEGMENTS_MAX, &pages, &n, f) < 0)
 		return fault_while(f, "reading memory of pid %d (%s)", s->p->pid, s->p->comm);
 	*more = n > 0;
-	if (!n)
-		return 0; /* what link_begin reserved is used by the next frame */
+	if (!n) {
+		link_cancel(s->w->link);
+		return 0;
+	}
 	memcpy(payload + pages * PAGE_BYTES, segs, n * sizeof(*segs));
 	if (s->keep && keep_pages(s->keep, payload, pages, segs, n, f) < 0)
 		return -1;
@@ -355,18 +359,6 @@ static int precopy(struct source *s, struct fault *f)
 
 /* ---- freeze, last round, state ---- */
 
-static struct fd_save fd_save_of(struct source *s)
-{
-	return (struct fd_save){
-		.p = s->p,
-		.r = s->r,
-		.files = s->files,
-		.img = s->img,
-		.undo = wc_undo_log(s->w->wc),
-		.report = &s->w->report,
-	};
-}
-
 /* Everything that needs remote calls, then the freezer. */
 static int freeze(struct source *s, struct fault *f)
 {
@@ -385,9 +377,15 @@ static int freeze(struct source *s, struct fault *f)
 		return -1;
 	spans_end(&w->spans, span);
 	span = spans_begin(&w->spans, "files");
-	struct fd_save fds = fd_save_of(s);
-	if (fdtab_save(&fds, FD_PHASE_LOCAL, f) < 0)
+	s->fds = (struct fd_save){ .p = s->p,
+				   .r = s->r,
+				   .files = s->files,
+				   .img = s->img,
+				   .undo = wc_undo_log(w->wc),
+				   .report = &w->report };
+	if (fdtab_save(&s->fds, FD_PHASE_LOCAL, f) < 0)
 		return -1;
+	s->fds.r = NULL;
 	spans_end(&w->spans, span);
 	span = spans_begin(&w->spans, "freezer");
 	struct remote *r = take_ptr(s->r);
@@ -430,8 +428,7 @@ static int network(struct source *s, struct fault *f)
 		return -1;
 	spans_end(&w->spans, span);
 	span = spans_begin(&w->spans, "sockets");
-	struct fd_save fds = fd_save_of(s);
-	if (fdtab_save(&fds, FD_PHASE_NETWORK, f) < 0)
+	if (fdtab_save(&s->fds, FD_PHASE_NETWORK, f) < 0 || sock_save_end(&s->fds, f) < 0)
 		return -1;
 	spans_end(&w->spans, span);
 	return filetab_put(s->files, s->img, f);

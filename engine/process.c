@@ -193,6 +193,7 @@ void process_close(struct process *p)
 	for (size_t i = 0; i < p->n_tasks; i++)
 		task_clear(&p->tasks[i]);
 	free(p->tasks);
+	stop_times_free(p->times);
 	util_close(&p->memfd);
 	util_close(&p->procfd);
 	util_close(&p->pidfd);
@@ -384,13 +385,22 @@ static int stop_all(struct process *p, const struct stop_times *times, struct fa
 	return stop_note(p, times, f);
 }
 
+void process_prepare(struct process *p)
+{
+	if (p->stopped)
+		return;
+	stop_times_free(p->times);
+	p->times = stop_times_read(p->pid);
+}
+
 int process_stop(struct process *p, struct fault *f)
 {
 	if (p->stopped)
 		return 0;
-	struct stop_times *times = stop_times_read(p->pid);
-	int ret = stop_all(p, times, f);
-	stop_times_free(times);
+	if (!p->times)
+		process_prepare(p);
+	int ret = stop_all(p, p->times, f);
+	stop_times_free(take_ptr(p->times));
 	if (ret < 0) {
 		let_go(p);
 		return fault_while(f, "stopping process %d (%s)", p->pid, p->comm);
@@ -401,14 +411,24 @@ int process_stop(struct process *p, struct fault *f)
 
 /* ---- release ---- */
 
+static int detach_task(struct process *p, struct task *t, struct fault *f)
+{
+	if (t->state != TASK_STOPPED || ptrace(PTRACE_DETACH, t->tid, NULL, NULL) == 0)
+		return 0;
+	if (errno != ESRCH)
+		return fault_errno(f, FAULT_SYSTEM, "let go of thread %d of process %d", t->tid, p->pid);
+	task_reap(t);
+	return fault_set(f, FAULT_PROCESS_GONE, "process %d (%s) was killed", p->pid, p->comm);
+}
+
+/* The leader last: when all were killed, its end is reported after theirs. */
 static int detach_all(struct process *p, struct fault *f)
 {
 	int ret = 0;
-	for (size_t i = 0; i < p->n_tasks; i++) {
+	for (size_t i = p->n_tasks; i-- > 0;) {
 		struct task *t = &p->tasks[i];
-		if (t->state == TASK_STOPPED && ptrace(PTRACE_DETACH, t->tid, NULL, NULL) < 0 && ret == 0)
-			ret = fault_errno(f, errno == ESRCH ? FAULT_PROCESS_GONE : FAULT_SYSTEM,
-					  "let go of thread %d of process %d", t->tid, p->pid);
+		if (detach_task(p, t, ret < 0 ? NULL : f) < 0)
+			ret = -1;
 		t->state = TASK_FREE; /* stays in the list: what is known of an interrupted call is needed again */
 		task_clear(t);
 	}

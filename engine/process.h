@@ -2,6 +2,7 @@
  * A process under ptrace: all its threads, seized and stopped, or let go.
  *
  *	process_open(&p, pid)          identity (pidfd, start time); nothing is touched
+ *	process_prepare(p)             optional: makes the next short
  *	process_stop(p)                seize + interrupt every thread, until no new one appears
  *	  … read state, remote calls (remote.h) …
  *	process_release(p)             all threads go on as if nothing had happened (stop.h), detached
@@ -61,13 +62,17 @@ struct process {
 	unsigned long options; /* PTRACE_O_* that every thread has */
 	uint64_t start_stack;  /* exec changes it */
 	uint64_t call_at,
-		sigret_at;	 /* code in the process's own text that guarded calls used last; 0: not searched yet */
-	struct remote *remote;	 /* while one is open */
-	struct process_pin *pin; /* NULL: not pinned */
+		sigret_at;	  /* code in the process's own text that guarded calls used last; 0: not searched yet */
+	struct stop_times *times; /* of process_prepare, for the next stop */
+	struct remote *remote;	  /* while one is open */
+	struct process_pin *pin;  /* NULL: not pinned */
 };
 
 int process_open(struct process **out, pid_t pid, struct fault *f) MUST_CHECK;
 void process_close(struct process *p); /* releases what is still stopped */
+/* Optional, right before process_stop, while the process runs: the part of it that takes time (0.1 ms a thread: since when
+ * do they sleep? see stop.h). Without it process_stop does it first thing. */
+void process_prepare(struct process *p);
 int process_stop(struct process *p, struct fault *f) MUST_CHECK;
 /* Interrupted syscalls go on: their registers were set up for that (stop.h) as soon as each thread stopped. */
 int process_release(struct process *p, struct fault *f) MUST_CHECK;

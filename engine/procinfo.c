@@ -195,6 +195,12 @@ static bool timer_notify(const char *line, struct procinfo_timer *t)
 	return false;
 }
 
+static int by_id(const void *a, const void *b)
+{
+	const struct procinfo_timer *x = a, *y = b;
+	return (x->id > y->id) - (x->id < y->id);
+}
+
 int procinfo_parse_timers(const char *text, struct procinfo_timer **out, size_t *n, struct fault *f)
 {
 	auto_free struct procinfo_timer *list = NULL;
@@ -217,6 +223,8 @@ int procinfo_parse_timers(const char *text, struct procinfo_timer **out, size_t 
 			return fault_set(f, FAULT_SYSTEM, "a timers file in procfs with the line \"%.*s\"",
 					 (int)strcspn(line, "\n"), line);
 	}
+	if (used)
+		qsort(list, used, sizeof(*list), by_id);
 	*out = take_ptr(list);
 	*n = used;
 	return 0;

@@ -58,7 +58,7 @@ struct procinfo_timer {
 int procinfo_parse_status(const char *text, struct procinfo_status *out, struct fault *f) MUST_CHECK;
 int procinfo_parse_stat(const char *text, struct procinfo_stat *out, struct fault *f) MUST_CHECK;
 int procinfo_parse_limits(const char *text, struct procinfo_limit out[PROCINFO_LIMITS], struct fault *f) MUST_CHECK;
-/* malloc'ed array */
+/* malloc'ed array, by id */
 int procinfo_parse_timers(const char *text, struct procinfo_timer **out, size_t *n, struct fault *f) MUST_CHECK;
 
 /* The same, read: of one thread, or of the process. procinfo_status_done() frees the groups. */

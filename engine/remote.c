@@ -114,6 +114,14 @@ bool remote_affinity(const struct remote *r, pid_t tid, cpu_set_t *out)
 	return false;
 }
 
+bool remote_dispatches(const struct remote *r, pid_t tid)
+{
+	for (size_t i = 0; i < r->n_guests; i++)
+		if (r->guests[i].tid == tid)
+			return r->guests[i].dispatch.mode != 0;
+	return false;
+}
+
 static int scratch_check(size_t offset, size_t len, struct fault *f)
 {
 	if (offset > REMOTE_SCRATCH || len > REMOTE_SCRATCH - offset)

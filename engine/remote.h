@@ -66,6 +66,8 @@ int remote_relocate(struct remote *r, const struct range *keep_clear, size_t n, 
 struct process *remote_process(struct remote *r);
 /* What a source's thread was bound to before it was pinned for its calls (process_pin). False: it is not pinned. */
 bool remote_affinity(const struct remote *r, pid_t tid, cpu_set_t *out);
+/* Did it have syscall user dispatch on, before that was switched off for its calls? */
+bool remote_dispatches(const struct remote *r, pid_t tid);
 /* Vessels: a call that would wait is made and interrupted at once. *ret is -512..-516 then, the kernel's restart block is
  * that of this call, and the thread is where the program's registers can be set to restart it; else what it returned. */
 int remote_interrupted_call(struct remote *r, pid_t tid, long nr, const uint64_t args[6], long *ret,

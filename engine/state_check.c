@@ -215,7 +215,8 @@ static int check_thread(struct check *c, pid_t tid, struct fault *f)
 	if (s.seccomp)
 		block(c, object, "start it without a filter (SystemCallFilter= of its unit)",
 		      "it is under seccomp, which is not moved yet");
-	if (ptrace(GET_SYSCALL_USER_DISPATCH_CONFIG, tid, sizeof(sud), &sud) == 0 && sud.mode)
+	if ((ptrace(GET_SYSCALL_USER_DISPATCH_CONFIG, tid, sizeof(sud), &sud) == 0 && sud.mode) ||
+	    remote_dispatches(c->r, tid))
 		block(c, object, NULL, "it uses syscall user dispatch (prctl(PR_SET_SYSCALL_USER_DISPATCH))");
 	if (s.tracer && s.tracer != getpid() && s.tracer != (pid_t)syscall(SYS_gettid))
 		block(c, object, "end the debugger or tracer", "it is traced by another process");

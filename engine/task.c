@@ -92,6 +92,18 @@ int task_options(struct task *t, unsigned long options, struct fault *f)
 	return 0;
 }
 
+void task_reap(struct task *t)
+{
+	for (int tries = 0; tries < 500; tries++) {
+		int status;
+		pid_t r = waitpid(t->tid, &status, __WALL | WNOHANG);
+		if (r < 0 || (r == t->tid && !WIFSTOPPED(status)))
+			break;
+		nanosleep(&(struct timespec){ .tv_nsec = 200000 }, NULL);
+	}
+	t->state = TASK_GONE;
+}
+
 static int task_interrupt(struct task *t, struct fault *f)
 {
 	if (ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL) < 0 && errno != ESRCH)

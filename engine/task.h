@@ -29,6 +29,8 @@ int task_resume(struct task *t, int request, int sig, struct fault *f) MUST_CHEC
 int task_settle(struct process *p, struct task *t, struct fault *f) MUST_CHECK;
 /* Seized and running -> stopped there. A signal it was about to take is delivered first. TASK_GONE is no fault. */
 int task_halt(struct process *p, struct task *t, struct fault *f) MUST_CHECK;
+/* A killed thread stays a zombie until its tracer has looked: so do its process and, unaware, the parent. */
+void task_reap(struct task *t);
 int task_options(struct task *t, unsigned long options, struct fault *f) MUST_CHECK;
 
 #endif

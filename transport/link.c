@@ -255,6 +255,11 @@ void *link_begin(struct link *l, enum frame_type type, size_t max_payload, struc
 	return at + FRAME_HEADER;
 }
 
+void link_cancel(struct link *l)
+{
+	l->out.active = false;
+}
+
 int link_commit(struct link *l, uint64_t arg, size_t payload, struct fault *f)
 {
 	uint8_t *at;
@@ -487,7 +492,7 @@ void *link_unpack(const struct frame *fr, const ProtobufCMessageDescriptor *desc
 {
 	size_t len = fr->h.length;
 	uint8_t *copy = arena_memdup(a, fr->payload, len); /* the wire may change it while it is parsed */
-	struct budget b = { .arena = arena_pb(a), .left = 65536 + UNPACK_FACTOR * len };
+	struct budget b = { .arena = arena_pb(a), .left = ((size_t)1 << 20) + UNPACK_FACTOR * len };
 	ProtobufCAllocator allocator = { .alloc = budget_alloc, .free = budget_free, .allocator_data = &b };
 	void *m = protobuf_c_message_unpack(desc, &allocator, len, copy);
 	if (!m)

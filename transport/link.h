@@ -45,6 +45,7 @@ void link_close(struct link *l); /* what was committed is still sent by the wire
  * Waits for room; FAULT_PEER_LOST when the wire is gone, FAULT_TIMEOUT after timeout_ms without progress. */
 void *link_begin(struct link *l, enum frame_type type, size_t max_payload, struct fault *f) MUST_CHECK;
 int link_commit(struct link *l, uint64_t arg, size_t payload, struct fault *f) MUST_CHECK;
+void link_cancel(struct link *l); /* the frame that was begun is not sent after all */
 int link_send(struct link *l, enum frame_type type, uint64_t arg, const void *payload, size_t len,
 	      struct fault *f) MUST_CHECK; /* any length the type allows */
 int link_send_msg(struct link *l, enum frame_type type, const ProtobufCMessage *msg, struct fault *f) MUST_CHECK;

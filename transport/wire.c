@@ -193,10 +193,11 @@ static int pump_run(struct pump *p, struct fault *f)
 			return -1;
 		if (in == MOVED_END)
 			return fault_set(f, FAULT_PEER_LOST, "%s closed the connection", tls_peer(p->tls));
+		/* whatever the peer still sends: there is nobody to read it */
+		if (over && out == MOVED_NOTHING && !tls_unsent(p->tls))
+			return 0;
 		if (out == MOVED_SOME || in == MOVED_SOME)
 			continue;
-		if (over && !tls_unsent(p->tls))
-			return 0;
 		if (pump_sleep(p, f) < 0)
 			return -1;
 	}

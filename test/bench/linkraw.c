@@ -98,16 +98,16 @@ static void result(uint64_t bytes, uint64_t start)
 
 static void serve(struct link *l)
 {
-	struct fault f;
+	struct fault f = { .what = "no answer in time" };
 	struct frame fr;
 	uint8_t *at;
-	if (link_expect(l, FRAME_HELLO, &fr, 10000, &f) != 1)
+	if (link_expect(l, FRAME_HELLO, &fr, 60000, &f) != 1)
 		die(&f);
 	uint64_t total = fr.h.arg, got = 0, start = util_monotonic_ns();
 	size_t region = total < REGION_MAX ? total : REGION_MAX;
 	pid_t vessel = victim(region, false, &at);
 	while (got < total) {
-		if (link_expect(l, FRAME_PAGES, &fr, 10000, &f) != 1)
+		if (link_expect(l, FRAME_PAGES, &fr, 60000, &f) != 1)
 			die(&f);
 		struct iovec from = { (void *)fr.payload, fr.h.length };
 		struct iovec to = { at + got % region, fr.h.length };
@@ -123,7 +123,7 @@ static void serve(struct link *l)
 
 static void send_bytes(struct link *l, uint64_t total)
 {
-	struct fault f;
+	struct fault f = { .what = "no answer in time" };
 	struct frame fr;
 	uint8_t *at;
 	total = total / CHUNK_BYTES * CHUNK_BYTES;
@@ -142,7 +142,7 @@ static void send_bytes(struct link *l, uint64_t total)
 		if (link_commit(l, CHUNK_PAGES, CHUNK_BYTES, &f) < 0)
 			die(&f);
 	}
-	if (link_expect(l, FRAME_RESUMED, &fr, 30000, &f) != 1)
+	if (link_expect(l, FRAME_RESUMED, &fr, 60000, &f) != 1)
 		die(&f);
 	result(total, start);
 	kill(source, SIGKILL);
@@ -151,7 +151,7 @@ static void send_bytes(struct link *l, uint64_t total)
 int main(int argc, char **argv)
 {
 	bool server = argc == 7 && !strcmp(argv[1], "server"), client = argc == 8 && !strcmp(argv[1], "client");
-	struct fault f;
+	struct fault f = { .what = "no answer in time" };
 	if (!server && !client)
 		errx(2, "usage: linkraw server ADDR PORT CERT KEY CA | linkraw client ADDR PORT CERT KEY CA BYTES");
 	struct wire_side s = { .cert = argv[4], .key = argv[5], .ca = argv[6], .client = client };

@@ -103,7 +103,7 @@ class Cluster:
         if address and address in h.sh("ip addr"):
             out.append("address " + address)
         for l in h.sh("ps -eo pid,comm,args --no-headers").splitlines():
-            if re.search(r"cpr-(worker|wire)\b", l):
+            if re.search(r"cpr-(worker|wire)$", l.split()[1]):
                 out.append("process " + l.strip())
         # groups with nobody in them
         for l in h.sh("find /sys/fs/cgroup -name 'cpr*' -type d", check=False).splitlines():

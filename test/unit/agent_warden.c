@@ -240,7 +240,11 @@ static int act_self(struct actor *a, const char *arg, struct fault *f)
 				     "\nSeccomp:\t0",
 				     "\nThreads:\t1" };
 	for (size_t i = 0; i < ARRAY_LEN(want); i++)
+#ifdef __SANITIZE_ADDRESS__ /* has handlers of its own */
+		if (!strstr(want[i], "SigCgt") && !strstr(text, want[i]))
+#else
 		if (!strstr(text, want[i]))
+#endif
 			return fault_set(f, FAULT_VERIFY, "not '%s'", want[i] + 1);
 	if (strcmp(oom, "0\n") != 0)
 		return fault_set(f, FAULT_VERIFY, "oom_score_adj %s", oom);
@@ -318,6 +322,8 @@ static int worker_main(void)
 			return 8;
 		report(&a, word, r, &f);
 	}
+	wc_close(a.wc);
+	free(a.s.options);
 	return 0;
 }
 
@@ -390,6 +396,12 @@ static bool wait_for(const bool *what)
 		wa_dispatch(t.wa);
 	}
 	return *what;
+}
+
+static void stop_warden(void)
+{
+	wa_free(t.wa);
+	t.wa = NULL;
 }
 
 static int start_warden(void)
@@ -500,6 +512,14 @@ static double runs_after(uint64_t from_ns, uint64_t was)
 		if (util_monotonic_ns() - from_ns > WAIT_MS * 1000000ull)
 			return -1;
 	return (double)(util_monotonic_ns() - from_ns) / 1e6;
+}
+
+static bool is_dead(pid_t pid)
+{
+	char path[64];
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	auto_free char *text = util_read_file(AT_FDCWD, path, NULL);
+	return !text || strchr("ZX", strrchr(text, ')')[2]);
 }
 
 static int peek_offset(pid_t pid)
@@ -688,7 +708,7 @@ static void in_doubt(void **state)
 	expect(events, "adopt busy");
 	assert_true(wait_for(&t.exited));
 	close(events);
-	wa_free(t.wa);
+	stop_warden();
 	assert_int_equal(start_warden(), 0);
 	assert_int_equal(journalled(id), HANDOFF_IN_DOUBT);
 	assert_true(stands() && table_there(id, "-kept") && group_left(id));
@@ -786,7 +806,7 @@ static void warden_killed(void **state)
 	while (recv(events, line, sizeof(line), 0) > 0) /* the worker is gone, too */
 		continue;
 	close(events);
-	wa_free(t.wa);
+	stop_warden();
 	waitpid(warden, NULL, 0);
 	assert_true(stands());
 	uint64_t was = *t.beats, from = util_monotonic_ns();
@@ -806,8 +826,7 @@ static void agent_gone(void **state)
 	struct victim v = victim_start();
 	pid_t worker = run_script(HANDOFF_SOURCE, id, v.pid, TO_SEALED "keep wait", &events);
 	expect(events, SEALED_OK "keep ok");
-	wa_free(t.wa);
-	t.wa = NULL;
+	stop_warden();
 	pause_ms(20);
 	assert_true(stands());
 	kill(worker, SIGKILL);
@@ -857,7 +876,7 @@ static void destination(void **state)
 	assert_true(wait_for(&t.exited));
 	close(events);
 	/* and after a restart of the warden it still runs */
-	wa_free(t.wa);
+	stop_warden();
 	assert_int_equal(start_warden(), 0);
 	was = *t.beats;
 	assert_true(runs_after(util_monotonic_ns(), was) >= 0);
@@ -885,10 +904,8 @@ static void destination_killed(void **state)
 	print_message("%s\n", t.text);
 	assert_true(t.crashed);
 	assert_int_equal(t.state, HANDOFF_DISCARDED);
-	assert_int_equal(journalled(id), HANDOFF_DISCARDED);  /* the source may ask */
-	for (int i = 0; i < 500 && kill(vessel, 0) == 0; i++) /* init collects it */
-		pause_ms(2);
-	assert_int_equal(kill(vessel, 0), -1);
+	assert_int_equal(journalled(id), HANDOFF_DISCARDED); /* the source may ask */
+	assert_true(is_dead(vessel));			     /* init may not have collected it yet */
 	snprintf(command, sizeof(command), "test -z \"$(find /sys/fs/cgroup -path '*/cpr/victim-%s*')\"", short_id);
 	assert_int_equal(system(command), 0);
 	close(events);

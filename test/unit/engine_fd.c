@@ -1064,6 +1064,7 @@ static void *own_table(void *arg)
 	sh->value[0] = (int)syscall(SYS_gettid);
 	for (;;)
 		pause();
+	return NULL;
 }
 
 static void make_own_table(void)

@@ -19,6 +19,7 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "memory.h"
@@ -111,7 +112,7 @@ static void make_files(struct victim_memory *v)
 	int fd = open(file_path, O_RDWR), ro = open(file_path, O_RDONLY);
 	v->file = map(32 * PAGE_BYTES, RW, MAP_PRIVATE, ro, 4 * PAGE_BYTES);
 	fill(v->file + 2 * PAGE_BYTES, 2 * PAGE_BYTES, 20);
-	memset(v->file + 6 * PAGE_BYTES, 0, PAGE_BYTES); /* zeroes where the file has none */
+	memset(v->file + 20 * PAGE_BYTES, 0, PAGE_BYTES); /* zeroes where the file has none */
 	mprotect(v->file + 16 * PAGE_BYTES, 16 * PAGE_BYTES, PROT_READ);
 	v->file_shared = map(16 * PAGE_BYTES, RW, MAP_SHARED, fd, 0);
 	map(16 * PAGE_BYTES, PROT_READ, MAP_SHARED, ro, 0);
@@ -359,8 +360,8 @@ static void compare_all(struct pair *x, struct range stub)
 {
 	struct maps a, b;
 	struct process *v = vessel_process(x->v);
-	/* Our own tracking shows in the source's flags. */
-	const uint32_t flags = ~(MAP_FLAG_UFFD);
+	/* Our own tracking shows in the source; "gu" spreads to neighbours and never goes away. */
+	const uint32_t flags = ~(MAP_FLAG_UFFD | MAP_FLAG_GUARD);
 	OK(maps_read(x->p, true, &a, &f));
 	OK(maps_read(v, true, &b, &f));
 	size_t j = 0;
@@ -445,6 +446,84 @@ static void every_kind(void **state)
 	image_free(img);
 }
 
+static double seconds(uint64_t since)
+{
+	return (double)(util_monotonic_ns() - since) / 1e9;
+}
+
+#define SPEED_BYTES ((size_t)512 * MIB)
+
+static void big_victim(int in, int out)
+{
+	char c;
+	char *p = map(SPEED_BYTES, RW, ANON, -1, 0);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	fill(p, SPEED_BYTES, 1);
+	while (write(out, "!", 1) == 1 && read(in, &c, 1) == 1)
+		fill(p + SPEED_BYTES / 2, 4 * MIB, (unsigned char)c);
+	_exit(0);
+}
+
+/* Figures, and that the end does not grow with what was sent before. */
+static void speed(void **state)
+{
+	(void)state;
+	struct pair x;
+	struct image *img = image_new();
+	bool changed;
+	start(&x, big_victim);
+	open_both(&x, NULL);
+	OK(memory_round_begin(x.m, false, &changed, &f));
+	OK(memory_target_maps(x.t, memory_mm(x.m), x.files, &f));
+	uint64_t begin = util_monotonic_ns(), reading = 0, placing = 0;
+	for (;;) {
+		struct memory_segment segs[MAX_SEGS];
+		size_t n_pages, n_segs;
+		uint64_t at = util_clock_ns(CLOCK_THREAD_CPUTIME_ID); /* other jobs share the CPUs */
+		OK(memory_fill(x.m, x.data, MAX_PAGES, segs, MAX_SEGS, &n_pages, &n_segs, &f));
+		reading += util_clock_ns(CLOCK_THREAD_CPUTIME_ID) - at;
+		if (!n_segs)
+			break;
+		at = util_clock_ns(CLOCK_THREAD_CPUTIME_ID);
+		OK(memory_target_place(x.t, x.data, n_pages, segs, n_segs, &f));
+		placing += util_clock_ns(CLOCK_THREAD_CPUTIME_ID) - at;
+	}
+	print_message("fill %.2f GB/s, place %.2f GB/s, together %.2f GB/s\n", (double)SPEED_BYTES / (double)reading,
+		      (double)SPEED_BYTES / (double)placing, (double)SPEED_BYTES / 1e9 / seconds(begin));
+	tell(&x, 'x');
+	hear(&x);
+	uint64_t dirty;
+	begin = util_monotonic_ns();
+	OK(memory_dirty_pages(x.m, &dirty, &f));
+	print_message("look %.2f ms: %llu pages\n", seconds(begin) * 1e3, (unsigned long long)dirty);
+	assert_in_range(dirty, 4 * MIB / PAGE_BYTES, 4 * MIB / PAGE_BYTES + 64);
+	struct remote *r;
+	OK(process_stop(x.p, &f));
+	begin = util_monotonic_ns();
+	OK(remote_open(x.p, NULL, 0, &r, &f));
+	OK(memory_save(x.m, r, img, &f));
+	OK(remote_close(r, &f));
+	double save = seconds(begin);
+	uint64_t at = util_monotonic_ns();
+	OK(memory_round_begin(x.m, true, &changed, &f));
+	double scan = seconds(at);
+	if (changed)
+		OK(memory_target_maps(x.t, memory_mm(x.m), x.files, &f));
+	at = util_monotonic_ns();
+	fill_all(&x);
+	double send = seconds(at);
+	at = util_monotonic_ns();
+	OK(memory_target_finish(x.t, image_get(img, IMAGE_MM, (uint32_t)x.pid), x.files, &f));
+	print_message("last round: save %.2f ms, scan %.2f ms, %llu pages %.2f ms, finish %.2f ms\n", save * 1e3,
+		      scan * 1e3, (unsigned long long)x.pages, send * 1e3, seconds(at) * 1e3);
+	assert_in_range(x.pages, 4 * MIB / PAGE_BYTES, 4 * MIB / PAGE_BYTES + 256);
+	at = util_monotonic_ns();
+	compare_digests(&x);
+	print_message("digests of both sides: %.0f ms\n", seconds(at) * 1e3 / 3);
+	stop(&x);
+	image_free(img);
+}
+
 static int setup(void **state)
 {
 	(void)state;
@@ -469,6 +548,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		{ "every kind, wp-async", every_kind, NULL, NULL, "wp-async" },
 		{ "every kind, none", every_kind, NULL, NULL, "none" },
+		cmocka_unit_test(speed),
 	};
 	return cmocka_run_group_tests(tests, setup, teardown);
 }

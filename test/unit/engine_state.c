@@ -252,12 +252,12 @@ static void set_creds(void)
 	} else {
 		MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
 	}
-	MUST(prctl(PR_SET_PDEATHSIG, SIGUSR2));
 }
 
 static void victim_main(void)
 {
 	pthread_t t;
+	MUST(prctl(PR_SET_PDEATHSIG, SIGKILL));
 	setsid();
 	alarm(TEST_SECONDS * 2);
 	if (flavour != PLAIN) {
@@ -274,6 +274,7 @@ static void victim_main(void)
 	}
 	if (flavour == UNPRIVILEGED || flavour == CAPABLE)
 		set_creds();
+	MUST(prctl(PR_SET_PDEATHSIG, SIGKILL)); /* a change of credentials has cleared it */
 	sh->ready++;
 	for (;;)
 		pause();
@@ -311,7 +312,8 @@ static pid_t victim_start(enum flavour fl)
 static void victim_end(pid_t pid)
 {
 	kill(pid, SIGKILL);
-	while (waitpid(pid, NULL, __WALL) == pid)
+	/* its threads, too: those that we trace are reported one by one, and the leader last */
+	while (waitpid(-1, NULL, __WALL) > 0)
 		;
 }
 
@@ -536,6 +538,7 @@ static pid_t blocked_start(void (*what)(void))
 	pid_t pid = fork();
 	if (pid == 0) {
 		alarm(TEST_SECONDS);
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		what();
 		sh->ready = 1;
 		for (;;)

@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -220,6 +221,20 @@ static void move(const struct family *w, int *fds, size_t n, struct socksave *m)
 	free(e);
 }
 
+static int int_option(int fd, int level, int name)
+{
+	int v = -1;
+	socklen_t len = sizeof(v);
+
+	getsockopt(fd, level, name, &v, &len);
+	return v;
+}
+
+static void set_option(int fd, int level, int name, int v)
+{
+	assert_int_equal(setsockopt(fd, level, name, &v, sizeof(v)), 0);
+}
+
 /* ---- a stream in full flow, both ways ---- */
 
 struct half {
@@ -255,7 +270,7 @@ static void turn(int fd, struct half *h, unsigned mine, unsigned theirs, bool se
 		else if (errno != EAGAIN)
 			h->error = errno;
 	}
-	n = recv(fd, buf, 8000, MSG_DONTWAIT);
+	n = recv(fd, buf, 3500, MSG_DONTWAIT); /* slower than the other sends: both queues fill */
 	if (n > 0) {
 		for (ssize_t i = 0; i < n; i++)
 			h->wrong += buf[i] != pattern(h->received + (uint64_t)i, theirs);
@@ -294,7 +309,8 @@ static void wait_for(volatile int *flag)
 	assert_true(*flag);
 }
 
-static void stream_of(const struct family *w)
+/* `lock_first`: what was in flight both ways is lost or unacknowledged; else both queues come to rest. */
+static void stream_of(const struct family *w, bool lock_first)
 {
 	struct flow_state *s = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	struct socksave m;
@@ -306,6 +322,7 @@ static void stream_of(const struct family *w)
 	int l, fd, pidfd, in, out, unsent;
 	long before;
 	uint64_t then;
+	struct net_flow flow;
 	double t[8];
 
 	service_to(w, HOST_A);
@@ -313,14 +330,18 @@ static void stream_of(const struct family *w)
 	c = connection(w, l, 4444);
 	before = resets();
 	testnet_enter(&net, HOST_A);
+	set_option(c.there, SOL_SOCKET, SO_RCVBUF, 30000); /* a small window: our out-queue fills */
 	server = fork();
 	if (!server) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		close(c.there); /* else it would be in repair mode, too */
 		serve(c.here, s);
 		for (;;)
 			pause();
 	}
 	peer = fork();
 	if (!peer) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		close(c.here);
 		use(c.there, s);
 		_exit(0);
@@ -334,17 +355,20 @@ static void stream_of(const struct family *w)
 		usleep(1000);
 
 	/* Freeze; the peer goes on for a moment, then the lock. */
-	s->gap = 0;
-	s->hold = 1;
-	wait_for(&s->held);
-	usleep(2000);
 	pidfd = (int)syscall(SYS_pidfd_open, server, 0);
 	fd = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
 	assert_true(fd >= 0);
-	t[0] = now_ms();
-	struct net_flow flow;
 	assert_true(inet_flow_of_socket(fd, &flow));
+	s->gap = 0;
+	if (!lock_first) {
+		s->hold = 1;
+		wait_for(&s->held);
+		usleep(2000);
+	}
+	t[0] = now_ms();
 	OK(net_lock_engage(la, &flow, 1, NULL, &f));
+	s->hold = 1;
+	wait_for(&s->held);
 	t[1] = now_ms();
 	socksave_init(&m, NULL);
 	e = socksave_save(&m, fd, &f);
@@ -370,6 +394,7 @@ static void stream_of(const struct family *w)
 	s->hold = 0;
 	server = fork();
 	if (!server) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		serve(fd, s);
 		_exit(0);
 	}
@@ -379,13 +404,11 @@ static void stream_of(const struct family *w)
 	then = s->peer.received;
 	for (int i = 0; i < 5000 && s->peer.received < then + 20000000 && !s->peer.error; i++)
 		usleep(1000);
-	printf("%s: queues in %d, out %d (%d unsent); lock %.2f, save %.2f, close+address %.2f, lock there %.2f, "
+	printf("%s, %s: queues in %d, out %d (%d unsent); lock %.2f, save %.2f, close+address %.2f, lock there %.2f, "
 	       "restore "
 	       "%.2f, address+commit %.2f ms; peer's gap %.1f ms\n",
-	       w->name, in, out, unsent, t[1] - t[0], t[2] - t[1], t[3] - t[2], t[4] - t[3], t[5] - t[4], t[6] - t[5],
-	       s->gap);
-	printf("peer: sent %lu, received %lu, error %d; server: sent %lu, received %lu, error %d\n", s->peer.sent,
-	       s->peer.received, s->peer.error, s->server.sent, s->server.received, s->server.error);
+	       lock_first ? "lock first" : "freeze first", w->name, in, out, unsent, t[1] - t[0], t[2] - t[1],
+	       t[3] - t[2], t[4] - t[3], t[5] - t[4], t[6] - t[5], s->gap);
 	assert_true(s->peer.received > then);
 	s->stop = 1;
 	for (int i = 0; i < 10000 && !s->peer.error && !s->server.error && waitpid(peer, NULL, WNOHANG) == 0; i++)
@@ -409,7 +432,8 @@ static void stream_moves(void **state)
 {
 	(void)state;
 	for (size_t i = 0; i < ARRAY_LEN(families); i++)
-		stream_of(&families[i]);
+		for (int first = 0; first < 2; first++)
+			stream_of(&families[i], first);
 }
 
 /* ---- what the kinds keep ---- */
@@ -423,20 +447,6 @@ static void exchange(int a, int b)
 	assert_int_equal(poll(&p, 1, 3000), 1);
 	assert_int_equal(recv(b, x, 5, 0), 5);
 	assert_string_equal(x, "hello");
-}
-
-static int int_option(int fd, int level, int name)
-{
-	int v = -1;
-	socklen_t len = sizeof(v);
-
-	getsockopt(fd, level, name, &v, &len);
-	return v;
-}
-
-static void set_option(int fd, int level, int name, int v)
-{
-	assert_int_equal(setsockopt(fd, level, name, &v, sizeof(v)), 0);
 }
 
 /* A listener and its connections share a port, the listener without SO_REUSEADDR; in any order. */
@@ -982,6 +992,7 @@ int main(void)
 	struct rlimit many = { 10000, 10000 };
 
 	alarm(180);
+	setvbuf(stdout, NULL, _IONBF, 0);
 	setrlimit(RLIMIT_NOFILE, &many);
 	testnet_make(&net);
 	return cmocka_run_group_tests(tests, NULL, NULL);
