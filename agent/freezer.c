@@ -426,6 +426,12 @@ int freezer_remove(struct freezer *z, struct fault *f)
 			return fault_errno(f, FAULT_SYSTEM, "remove cgroup %s", z->group);
 		nanosleep(&(struct timespec){ .tv_nsec = 200000 }, NULL);
 	}
+	char *slash = z->restored ? strrchr(z->group, '/') : NULL;
+	if (slash) { /* what restored groups lie in, when this was the last */
+		*slash = 0;
+		rmdir(z->group);
+		*slash = '/';
+	}
 	return 0;
 }
 
@@ -453,6 +459,7 @@ static void sweep(const char *mount)
 	}
 	if (d)
 		closedir(d);
+	rmdir(path); /* only when it is empty */
 }
 
 void freezer_sweep(const struct freezer_host *h)

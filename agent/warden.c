@@ -24,6 +24,7 @@
 
 #define WIRES_MAX   256
 #define WORKERS_MAX 64
+#define SWEEP_MS 1000
 #define LINGER_MS   3000
 
 struct wire {
@@ -691,7 +692,7 @@ static void dispatch(struct warden *w, struct waits *v)
 /* False: the end. Wires get time to send what was committed: they end with this process. */
 static bool goes_on(struct warden *w, int *timeout_ms)
 {
-	*timeout_ms = -1;
+	*timeout_ms = SWEEP_MS;
 	if (w->agent >= 0 && !w->stopping)
 		return true;
 	drop_idle_wires(w);
@@ -714,7 +715,10 @@ static int loop(struct warden *w, struct fault *f)
 	int r = 0;
 	for (int timeout; goes_on(w, &timeout);) {
 		collect(w, &v);
-		if (poll(v.p, v.n, timeout) >= 0)
+		int n = poll(v.p, v.n, timeout);
+		if (n == 0) /* groups of restored processes that have exited since */
+			freezer_sweep(&w->host.cgroups);
+		else if (n > 0)
 			dispatch(w, &v);
 		else if (errno != EINTR) {
 			r = fault_errno(f, FAULT_SYSTEM, "poll");

@@ -100,22 +100,40 @@ int attributes_restore(struct process *p, const TaskCoreEntry *tc, struct report
 	return 0;
 }
 
-static void register_barriers(struct calls *c, uint32_t commands)
+int attributes_barriers(struct calls *c, uint32_t *commands, struct fault *f)
 {
-	for (uint32_t bit = 1; bit && bit <= commands; bit <<= 1)
-		if (commands & bit)
-			CALL(c, "register for memory barriers", NULL, SYS_membarrier, bit, 0, 0);
+	long ret = 0;
+	CALL(c, NULL, &ret, SYS_membarrier, MEMBARRIER_GET_REGISTRATIONS, 0, 0);
+	if (calls_run(c, f) < 0)
+		return -1;
+	*commands = ret > 0 ? (uint32_t)ret : 0; /* a kernel before 6.3 can't tell */
+	return 0;
 }
 
-void attributes_restore_own(struct calls *c, const TaskCoreEntry *tc)
+int attributes_register_barriers(struct calls *c, uint32_t commands, struct fault *f)
 {
+	uint32_t have;
+	if (!commands)
+		return 0;
+	if (attributes_barriers(c, &have, f) < 0)
+		return -1;
+	for (uint32_t bit = 1; bit && bit <= commands; bit <<= 1)
+		if (commands & ~have & bit)
+			CALL(c, "register for memory barriers", NULL, SYS_membarrier, bit, 0, 0);
+	return calls_run(c, f);
+}
+
+int attributes_restore_own(struct calls *c, const TaskCoreEntry *tc, struct fault *f)
+{
+	if (attributes_register_barriers(c, tc->membarrier, f) < 0)
+		return -1;
 	CALL(c, "become a subreaper", NULL, SYS_prctl, PR_SET_CHILD_SUBREAPER, tc->child_subreaper, 0, 0, 0);
 	if (tc->thp_disable)
 		CALL(c, "switch huge pages off", NULL, SYS_prctl, PR_SET_THP_DISABLE, 1, tc->thp_disable & ~1u, 0, 0);
-	register_barriers(c, tc->membarrier);
 	/* 2 can't be set; it is what a change of credentials makes of it where fs.suid_dumpable says so. */
 	if (tc->has_dumpable && tc->dumpable >= 0 && tc->dumpable <= 1)
 		CALL(c, "set dumpable", NULL, SYS_prctl, PR_SET_DUMPABLE, (uint64_t)tc->dumpable);
+	return 0;
 }
 
 void attributes_restore_last(struct calls *c, const TaskCoreEntry *tc)

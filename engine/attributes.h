@@ -25,7 +25,12 @@ void attributes_ask(struct calls *c, struct attributes_asked *out);
 int attributes_save(struct process *p, const struct procinfo_status *leader, const struct attributes_asked *asked,
 		    struct arena *a, TaskCoreEntry *tc, struct fault *f) MUST_CHECK;
 int attributes_restore(struct process *p, const TaskCoreEntry *tc, struct report *losses, struct fault *f) MUST_CHECK;
-void attributes_restore_own(struct calls *c, const TaskCoreEntry *tc);
+/* Adds to c, having run it. */
+int attributes_restore_own(struct calls *c, const TaskCoreEntry *tc, struct fault *f) MUST_CHECK;
+/* Registers what is not yet registered. With several threads the kernel takes 15 ms and more for each command (it waits for
+ * an RCU grace period), with one nothing. */
+int attributes_register_barriers(struct calls *c, uint32_t commands, struct fault *f) MUST_CHECK;
+int attributes_barriers(struct calls *c, uint32_t *commands, struct fault *f) MUST_CHECK;
 void attributes_restore_last(struct calls *c, const TaskCoreEntry *tc);
 
 #endif

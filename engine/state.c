@@ -303,6 +303,25 @@ size_t state_masked(const struct image *img, struct range *out, size_t max)
 	return n;
 }
 
+/* ---- before the freeze ---- */
+
+int state_offer(struct process *p, struct remote *r, Cpr__Offer *offer, struct fault *f)
+{
+	auto_calls *c = calls_new(r, p->pid);
+	uint32_t commands;
+	if (attributes_barriers(c, &commands, f) < 0)
+		return -1;
+	offer->has_membarrier = commands != 0;
+	offer->membarrier = commands;
+	return 0;
+}
+
+int state_prepare(struct vessel *v, const Cpr__Offer *offer, struct fault *f)
+{
+	auto_calls *c = calls_new(vessel_remote(v), vessel_process(v)->pid);
+	return attributes_register_barriers(c, offer->membarrier, f);
+}
+
 /* ---- destination ---- */
 
 struct restoring {
@@ -360,7 +379,6 @@ static int restore_basics(struct restoring *s, size_t i, struct fault *f)
 	auto_calls *c = calls_new(s->r, tid_at(s, i));
 	const char *comm = core->thread_core->comm ? core->thread_core->comm : s->tc->comm;
 	threadstate_restore(c, core, comm);
-	CALL(c, "set the personality", NULL, SYS_personality, s->tc->personality);
 	if (i == 0)
 		signals_restore_actions(c, s->tc);
 	return calls_run(c, f);
@@ -422,8 +440,8 @@ static int restore(struct restoring *s, struct fault *f)
 	    attributes_restore(s->p, s->tc, s->losses, f) < 0 || rlimits_restore(s->p, s->tc, s->losses, f) < 0 ||
 	    for_each_thread(s, restore_creds, f) < 0)
 		return -1;
-	attributes_restore_own(c, s->tc);
-	if (rlimits_restore_last(c, s->p, s->tc, f) < 0 || calls_run(c, f) < 0)
+	if (attributes_restore_own(c, s->tc, f) < 0 || rlimits_restore_last(c, s->p, s->tc, f) < 0 ||
+	    calls_run(c, f) < 0)
 		return -1;
 	return for_each_thread(s, verify_creds, f);
 }

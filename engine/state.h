@@ -3,7 +3,8 @@
  * scheduling, names; per process and per thread. The image side is core_entry (leader: with tc and ids), one per thread.
  *
  *	source       state_check (vetting, stopped), state_save (stopped, r open, not frozen by cgroup)
- *	destination  state_restore (after memory and descriptors), then the stub is removed, then state_restore_regs last
+ *	destination  state_check_target (vetting), state_restore (after memory and descriptors), vessel_orphan (a parent-death
+ *	             signal must find the final parent), state_restore_regs last: it removes the stub
  */
 #ifndef ENGINE_STATE_H
 #define ENGINE_STATE_H
@@ -15,6 +16,10 @@
 #include "wire.pb-c.h"
 
 int state_check(struct process *p, struct remote *r, struct report *report, struct fault *f) MUST_CHECK;
+/* Optional, both: what is slow to restore in the pause goes along with the offer (vetting, stopped), and is done when the
+ * vessel is new and has one thread. Memory barrier registrations: 15 ms and more each with several threads. */
+int state_offer(struct process *p, struct remote *r, Cpr__Offer *offer, struct fault *f) MUST_CHECK;
+int state_prepare(struct vessel *v, const Cpr__Offer *offer, struct fault *f) MUST_CHECK;
 /* IMAGE_CORE per thread, IMAGE_IDS, IMAGE_PSTREE, IMAGE_TIMENS, IMAGE_INVENTORY. */
 int state_save(struct process *p, struct remote *r, const struct stop_times *times, const char *migration,
 	       struct image *img, struct report *losses, struct fault *f) MUST_CHECK;

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <linux/prctl.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -117,6 +118,9 @@ int threadstate_save(struct process *p, pid_t tid, const struct procinfo_status 
 	th->has_pdeath_sig = asked->pdeath_sig != 0;
 	th->pdeath_sig = (uint32_t)asked->pdeath_sig;
 	th->comm = arena_strdup(a, comm ? comm : "");
+	auto_free char *personality = procinfo_thread_file(p, tid, "personality");
+	if ((th->has_personality = personality != NULL))
+		th->personality = (uint32_t)strtoul(personality, NULL, 16);
 	if ((th->has_spec_store_bypass = s->ssb != 0))
 		th->spec_store_bypass = s->ssb;
 	if ((th->has_spec_indirect_branch = s->spec_ib != 0))
@@ -145,6 +149,8 @@ void threadstate_restore(struct calls *c, const CoreEntry *core, const char *com
 	char name[16] = { 0 };
 	memcpy(name, comm, strnlen(comm, sizeof(name) - 1));
 	CALL(c, "name the thread", NULL, SYS_prctl, PR_SET_NAME, calls_in(c, name, sizeof(name)));
+	if (th->has_personality)
+		CALL(c, "set the personality", NULL, SYS_personality, th->personality);
 	CALL(c, "set_tid_address", NULL, SYS_set_tid_address, arch_core_clear_tid(core));
 	CALL(c, "set_robust_list", NULL, SYS_set_robust_list, th->futex_rla, ROBUST_LIST_HEAD_BYTES);
 	restore_altstack(c, th->sas);

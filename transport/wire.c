@@ -140,8 +140,8 @@ static int pump_sleep(struct pump *p, struct fault *f)
 
 /* ---- the end ---- */
 
-/* Everything is sent: says so, and waits until the peer has hung up: closing a socket with unread bytes resets the
- * connection, and with it what the peer has not read yet. */
+/* Everything is sent: says so, and waits until the peer has hung up. Closing a socket with unread bytes would reset the
+ * connection: what is lost on its way is then never sent again. */
 static void say_goodbye(struct pump *p)
 {
 	static char nowhere[65536];

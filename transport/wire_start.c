@@ -92,7 +92,7 @@ static _Noreturn void child(const struct wire_conf *c, int control, pid_t parent
 	umask(077);
 	if (chdir("/") < 0 || child_identity(c, parent) < 0)
 		child_failed(WIRE_FD_CONTROL, "its user");
-	/* The key of each wire is in its memory, and a new session has no terminal to reach. */
+	/* No terminal to write to, and no Ctrl-C that would cut the connection before the worker has said goodbye. */
 	setsid();
 	execve(c->program, argv, envp);
 	child_failed(WIRE_FD_CONTROL, c->program);

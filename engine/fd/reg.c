@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #define MQUEUE_MAGIC 0x19800202
+#define DELETED	     " (deleted)"
 /* Of larger files that are only read the size is compared, not the content. */
 #define DIGEST_MAX ((uint64_t)64 << 20)
 
@@ -45,6 +46,12 @@ static void block(const struct fd_info *i, struct report *report, const char *re
 		   i->link, reason);
 }
 
+static bool has_suffix(const char *s, const char *suffix)
+{
+	size_t len = strlen(s), tail = strlen(suffix);
+	return len > tail && !strcmp(s + len - tail, suffix);
+}
+
 bool reg_reachable(const struct fd_info *i, const char *name, struct report *report)
 {
 	struct stat st;
@@ -53,17 +60,18 @@ bool reg_reachable(const struct fd_info *i, const char *name, struct report *rep
 	bool found = fstatat(AT_FDCWD, i->link, &st, nofollow) == 0;
 	if (found && st.st_dev == i->st.st_dev && st.st_ino == i->st.st_ino)
 		return true;
-	size_t len = strlen(i->link);
 	fd_object(object, i->fd, name);
-	if (i->st.st_nlink == 0 || (len > 10 && !strcmp(i->link + len - 10, " (deleted)")))
+	if (!found && has_suffix(i->link, DELETED)) {
+		char *was = strndupa(i->link, strlen(i->link) - strlen(DELETED));
 		report_add(report, REPORT_BLOCKER, FAULT_UNSUPPORTED, object,
 			   "let the program close or reopen it (log rotation: send it its reload signal)",
-			   "%.300s: the file has no name any more, its content exists on this host only", i->link);
-	else
-		report_add(report, REPORT_BLOCKER, FAULT_UNSUPPORTED, object,
-			   "move what is at that path out of the way, or let the program reopen the file", "%.300s: %s",
-			   i->link,
-			   found ? "another file is at this path now" : "the file can't be reached by this path");
+			   "%.300s: the file has no name any more%s, its content exists on this host only", was,
+			   access(was, F_OK) == 0 ? " (another file is at this path now)" : "");
+		return false;
+	}
+	report_add(report, REPORT_BLOCKER, FAULT_UNSUPPORTED, object,
+		   "move what is at that path out of the way, or let the program reopen the file", "%.300s: %s",
+		   i->link, found ? "another file is at this path now" : "the file can't be reached by this path");
 	return false;
 }
 

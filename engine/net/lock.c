@@ -23,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/select.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -51,22 +52,29 @@ static int table_name(char *buf, size_t len, const char *migration, const char *
 	return 0;
 }
 
-/* The library opens its socket without CLOEXEC, and says it to nobody: all sockets of this kind are ours. */
-static void sockets_cloexec(void)
+/* The library opens its socket without CLOEXEC, and says its number to nobody: all sockets of this kind are ours.
+ * It also waits on it with select(2), and would abort at a number that does not fit into a fd_set. */
+static int socket_usable(struct fault *f)
 {
 	DIR *d = opendir("/proc/self/fd");
 	struct dirent *e;
+	int highest = -1;
 
 	while (d && (e = readdir(d))) {
 		int fd = atoi(e->d_name), domain = 0, proto = 0;
 		socklen_t len = sizeof(int);
 
 		if (fd > 2 && getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_NETLINK &&
-		    getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &proto, &len) == 0 && proto == NETLINK_NETFILTER)
+		    getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &proto, &len) == 0 && proto == NETLINK_NETFILTER) {
 			fcntl(fd, F_SETFD, FD_CLOEXEC);
+			highest = fd > highest ? fd : highest;
+		}
 	}
 	if (d)
 		closedir(d);
+	if (highest < FD_SETSIZE)
+		return 0;
+	return fault_set(f, FAULT_INTERNAL, "nftables is opened too late: its socket has number %d", highest);
 }
 
 static struct nft_ctx *context_new(struct fault *f)
@@ -77,9 +85,12 @@ static struct nft_ctx *context_new(struct fault *f)
 		fault_set(f, FAULT_SYSTEM, "set up nftables");
 		return NULL;
 	}
+	if (socket_usable(f) < 0) {
+		nft_ctx_free(nft);
+		return NULL;
+	}
 	nft_ctx_buffer_error(nft);
 	nft_ctx_buffer_output(nft);
-	sockets_cloexec();
 	return nft;
 }
 

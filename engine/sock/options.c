@@ -29,6 +29,9 @@
 #define NEW_TCP_RTO_MAX_MS	44
 #define NEW_TCP_RTO_MIN_US	45
 #define NEW_TCP_DELACK_MAX_US	46
+#ifndef SO_NETNS_COOKIE
+#define SO_NETNS_COOKIE 71
+#endif
 #ifndef SO_BUF_LOCK
 #define SO_BUF_LOCK 72
 #endif
@@ -217,7 +220,7 @@ static bool row_applies(const struct option_row *r, int family, int protocol, bo
 
 static int get(int fd, const struct option_row *r, void *value, socklen_t *len)
 {
-	memset(value, 0, OPTION_MAX + 1);
+	memset(value, 0, (size_t)r->size + 1);
 	*len = r->size;
 	return getsockopt(fd, r->level, r->name, value, len);
 }
@@ -329,24 +332,72 @@ static void save_filter(int fd, struct arena *a, SkOptsEntry *o, struct report *
 				  (uint64_t)prog[i].jf << 32 | prog[i].k;
 }
 
+/* What fresh sockets have: read once per kind and network namespace, as reading costs as much as saving a socket. */
+struct defaults {
+	int family, type, protocol;
+	uint64_t netns;
+	struct {
+		socklen_t len; /* 0: no such option */
+		uint8_t value[OPTION_MAX + 1];
+	} row[ARRAY_LEN(rows)];
+};
+
+static uint64_t netns_cookie(int fd)
+{
+	uint64_t cookie = 0;
+	socklen_t len = sizeof(cookie);
+
+	return getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &len) < 0 ? 0 : cookie;
+}
+
+static const struct defaults *defaults_of(int dup, int family, int type, int protocol, struct fault *f)
+{
+	static _Thread_local struct defaults known[4];
+	static _Thread_local unsigned next;
+	uint64_t netns = netns_cookie(dup);
+	struct defaults *d;
+	auto_fd fresh = -1;
+
+	for (size_t i = 0; i < ARRAY_LEN(known); i++)
+		if (netns && known[i].netns == netns && known[i].family == family && known[i].type == type &&
+		    known[i].protocol == protocol)
+			return &known[i];
+	fresh = socket(family, type | SOCK_CLOEXEC, protocol);
+	if (fresh < 0) {
+		fault_errno(f, FAULT_SYSTEM, "make a socket of family %d, type %d, protocol %d", family, type,
+			    protocol);
+		return NULL;
+	}
+	d = &known[next++ % ARRAY_LEN(known)];
+	memset(d, 0, sizeof(*d));
+	d->family = family;
+	d->type = type;
+	d->protocol = protocol;
+	d->netns = netns;
+	for (size_t i = 0; i < ARRAY_LEN(rows); i++)
+		if (row_applies(&rows[i], family, protocol, true) &&
+		    get(fresh, &rows[i], d->row[i].value, &d->row[i].len) < 0)
+			d->row[i].len = 0;
+	return d;
+}
+
 int sock_options_save(int dup, int family, int type, int protocol, struct arena *a, InetSkEntry *isk,
 		      struct report *losses, const char *object, struct fault *f)
 {
-	auto_fd fresh = socket(family, type | SOCK_CLOEXEC, protocol);
+	const struct defaults *d = defaults_of(dup, family, type, protocol, f);
 	bool idle = isk->state != INET_ESTABLISHED;
 
-	if (fresh < 0)
-		return fault_errno(f, FAULT_SYSTEM, "make a socket of family %d, type %d, protocol %d", family, type,
-				   protocol);
+	if (!d)
+		return -1;
 	for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
 		const struct option_row *r = &rows[i];
-		char value[OPTION_MAX + 1], plain[OPTION_MAX + 1];
-		socklen_t len, plain_len;
+		char value[OPTION_MAX + 1];
+		socklen_t len;
 		bool always = r->level == IPPROTO_TCP && r->name == TCP_CONGESTION; /* hosts differ in their default */
 
 		if (!row_applies(r, family, protocol, idle) || get(dup, r, value, &len) < 0)
 			continue;
-		if (!always && get(fresh, r, plain, &plain_len) == 0 && len == plain_len && !memcmp(value, plain, len))
+		if (!always && len == d->row[i].len && !memcmp(value, d->row[i].value, len))
 			continue;
 		index_to_name(r, value, &len);
 		put_option(a, isk, r, value, len);

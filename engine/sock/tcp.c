@@ -11,6 +11,10 @@
  * of bytes whose acknowledgement fell into the lock, and opens the congestion window of a connection that has more
  * unacknowledged than a fresh one may have in flight. Without the probe both would wait for our first timeout, 1 s.
  *
+ * Because a repaired connection knows no round-trip time its first timeout would be 3 s (tcp_init_metrics). So one byte
+ * that the peer has acknowledged already is put back as sent, before the others: the peer's answer to the probe then
+ * is an acknowledgement, and gives a first sample by its timestamp. Should the byte ever go out, the peer skips it.
+ *
  * Half-closed states are not set but reached again, by the same events: our FIN is sent once more with its old number
  * (the peer takes it for a retransmission), the peer's is put on the loopback of this host with the peer's address.
  */
@@ -384,13 +388,19 @@ static int set_seq(int fd, int queue, uint32_t seq, struct fault *f)
 	return 0;
 }
 
+/* The byte for a first round-trip sample (see above); without timestamps it would give none. */
+static unsigned sample_bytes(const TcpStreamEntry *t)
+{
+	return t->has_timestamp && (t->opt_mask & TCPI_OPT_TIMESTAMPS) ? 1 : 0;
+}
+
 static int connect_silently(int fd, const InetSkEntry *isk, const TcpStreamEntry *t, struct fault *f)
 {
 	union inet_addr peer;
 	char text[80];
 
 	if (inet_bind(fd, isk, f) < 0 ||
-	    set_seq(fd, QUEUE_SEND, t->outq_seq - t->outq_len - fin_sent(isk->state), f) < 0 ||
+	    set_seq(fd, QUEUE_SEND, t->outq_seq - t->outq_len - fin_sent(isk->state) - sample_bytes(t), f) < 0 ||
 	    set_seq(fd, QUEUE_RECV, t->inq_seq - t->inq_len - fin_received(isk->state), f) < 0)
 		return -1;
 	if (!inet_remote(isk, &peer))
@@ -459,6 +469,7 @@ static int restore_stream(struct fd_restore *s, int fd, const InetSkEntry *isk, 
 	const uint8_t *data;
 	size_t data_len;
 	const TcpStreamEntry *t = stream_of(s->img, isk, &data, &data_len);
+	const uint8_t known = 0;
 	size_t sent;
 
 	if (check_stream(t, data_len, f) < 0)
@@ -471,9 +482,10 @@ static int restore_stream(struct fd_restore *s, int fd, const InetSkEntry *isk, 
 	    inet_options_early(fd, isk, s->report, object, f) < 0 || connect_silently(fd, isk, t, f) < 0 ||
 	    set_options(fd, t, f) < 0)
 		return -1;
-	inet_buffers_force(fd, t->inq_len, t->outq_len);
-	if (refill(fd, QUEUE_RECV, data, t->inq_len, f) < 0 || refill(fd, QUEUE_SEND, data + t->inq_len, sent, f) < 0 ||
-	    set_window(fd, isk, t, f) < 0 || inet_options_late(fd, isk, s->report, object, f) < 0)
+	inet_buffers_force(fd, t->inq_len, t->outq_len + 1);
+	if (refill(fd, QUEUE_RECV, data, t->inq_len, f) < 0 || refill(fd, QUEUE_SEND, &known, sample_bytes(t), f) < 0 ||
+	    refill(fd, QUEUE_SEND, data + t->inq_len, sent, f) < 0 || set_window(fd, isk, t, f) < 0 ||
+	    inet_options_late(fd, isk, s->report, object, f) < 0)
 		return -1;
 	if (!t->unsq_len && inet_buffers_final(fd, isk, f) < 0)
 		return -1;

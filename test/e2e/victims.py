@@ -11,6 +11,8 @@ from victims import Victim
 tests = tap.Tests()
 c = Cluster()
 count = [0]
+for h in ("host1", "host2"):
+    c[h].sh("mkfifo -m 666 /tmp/victim.fifo")
 TRIPS = 6 if tap.FULL else 2
 
 

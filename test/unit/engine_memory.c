@@ -416,7 +416,8 @@ static void compare_digests(struct pair *x)
 static void stop(struct pair *x)
 {
 	memory_target_free(x->t);
-	vessel_discard(x->v);
+	if (x->v)
+		vessel_discard(x->v);
 	memory_close(x->m);
 	process_close(x->p);
 	kill(x->pid, SIGKILL);
@@ -524,6 +525,106 @@ static void speed(void **state)
 	image_free(img);
 }
 
+/* What a peer might send: refused, and the vessel is as it was. */
+static void hostile(void **state)
+{
+	(void)state;
+	struct pair x;
+	static const struct memory_segment bad[] = {
+		{ 0x1001, 1, 0, 0 },
+		{ 0x1000, 0, 0, 0 },
+		{ 0x7f0000000000, UINT32_MAX, 0, MEMORY_SEGMENT_ZERO },
+		{ 0xffffffffff600000, 1, 0, MEMORY_SEGMENT_ZERO },
+		{ 0x1000, 1, 0, MEMORY_SEGMENT_ZERO },
+		{ 0x1000, 1, 0, 3 },
+		{ 0x1000, 1, 0, 4 },
+		{ 0x1000, 1, 60000, MEMORY_SEGMENT_DISCARD },
+		{ 0x100000000, 1, 1, 0 },
+	};
+	start(&x, victim);
+	open_both(&x, NULL);
+	assert_int_equal(memory_target_place(x.t, x.data, 0, NULL, 0, &f), -1); /* before the first list */
+	one_round(&x, false);
+	for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
+		assert_int_equal(memory_target_place(x.t, x.data, bad[i].flags ? 0 : bad[i].npages, &bad[i], 1, &f),
+				 -1);
+		assert_int_equal(f.code, FAULT_PROTOCOL);
+	}
+	const MmEntry *mm = memory_mm(x.m);
+	struct memory_segment good = { mm->vmas[mm->n_vmas / 2]->start, 1, 0, 0 };
+	assert_int_equal(memory_target_place(x.t, x.data, 2, &good, 1, &f), -1);
+	MmEntry copy = *mm;
+	VmaEntry first = *mm->vmas[0], *list[] = { &first, mm->vmas[1] };
+	copy.vmas = list;
+	copy.n_vmas = 2;
+	for (int i = 0; i < 6; i++) {
+		first = *mm->vmas[0];
+		first.end = i == 0 ? first.start : i == 1 ? mm->vmas[1]->end : first.end;
+		first.start += i == 2 ? 1 : 0;
+		first.prot = i == 3 ? 64 : first.prot;
+		first.status = i == 4 ? 1u << 20 : first.status;
+		first.start = i == 5 ? 0 : first.start;
+		assert_int_equal(memory_target_maps(x.t, &copy, x.files, &f), -1);
+		assert_int_equal(f.code, FAULT_PROTOCOL);
+	}
+	one_round(&x, false);
+	stop(&x);
+}
+
+static void holder(int in, int out)
+{
+	char c;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	map(PAGE_BYTES, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0)[0] = 1;
+	pid_t pid = fork();
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		pause();
+	}
+	int fd = (int)syscall(SYS_memfd_secret, 0);
+	if (fd >= 0 && ftruncate(fd, (off_t)PAGE_BYTES) == 0)
+		mmap(NULL, PAGE_BYTES, RW, MAP_SHARED, fd, 0);
+	if (write(out, "!", 1) == 1 && read(in, &c, 1) == 1)
+		_exit(0);
+}
+
+/* Blockers, each with object and remedy; needed files with digests. */
+static void vetting(void **state)
+{
+	(void)state;
+	struct pair x;
+	struct report report;
+	struct arena *a = arena_new();
+	Cpr__NeededFile **files;
+	size_t n_files, found = 0;
+	uint64_t bytes;
+	report_init(&report);
+	start(&x, victim);
+	OK(process_stop(x.p, &f));
+	OK(memory_check(x.p, &report, a, &files, &n_files, &bytes, &f));
+	for (size_t i = 0; i < report.n; i++)
+		print_message("%s: %s\n", report.findings[i].object, report.findings[i].reason);
+	assert_int_equal(report_count(&report, REPORT_BLOCKER), 0);
+	assert_true(bytes > ROUND_SIZE / 2 && bytes < 4 * ROUND_SIZE);
+	for (size_t i = 0; i < n_files; i++) {
+		bool ours = !strcmp(files[i]->path, file_path);
+		found += ours ? 1 : 0;
+		assert_int_equal(files[i]->has_digest, !ours); /* ours is written to */
+		assert_true(files[i]->size > 0 || !ours);
+	}
+	assert_int_equal(found, 1);
+	stop(&x);
+	start(&x, holder);
+	OK(process_stop(x.p, &f));
+	OK(memory_check(x.p, &report, a, &files, &n_files, &bytes, &f));
+	for (size_t i = 0; i < report.n; i++)
+		print_message("%s: %s\n", report.findings[i].object, report.findings[i].reason);
+	assert_true(report_count(&report, REPORT_BLOCKER) >= 1);
+	stop(&x);
+	report_done(&report);
+	arena_free(a);
+}
+
 static int setup(void **state)
 {
 	(void)state;
@@ -548,6 +649,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		{ "every kind, wp-async", every_kind, NULL, NULL, "wp-async" },
 		{ "every kind, none", every_kind, NULL, NULL, "none" },
+		cmocka_unit_test(hostile),
+		cmocka_unit_test(vetting),
 		cmocka_unit_test(speed),
 	};
 	return cmocka_run_group_tests(tests, setup, teardown);

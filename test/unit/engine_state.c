@@ -40,6 +40,10 @@
 #define SS_AUTODISARM (1u << 31)
 #endif
 
+#ifndef SYS_pause
+#define SYS_pause SYS_ppoll /* what pause(3) is made of elsewhere */
+#endif
+
 #define TEST_SECONDS   30
 #define NOBODY	       1000
 #define HOUR	       3600
@@ -734,12 +738,15 @@ static void test_crit(void **state)
 /* ---- tests: there and back ---- */
 #ifndef NO_VESSEL
 
-/* The memory of the process is not moved here: only what the kernel itself touches has to be there. */
-static void map_rseq(struct vessel *v, const struct image *img)
+/* What other modules restore: umask, and of memory what the kernel itself touches. */
+static void restore_rest(struct vessel *v, const struct image *img)
 {
 	struct range m[16];
 	size_t n = state_masked(img, m, ARRAY_LEN(m));
 	struct fault f = { 0 };
+	long old;
+	pid_t pid = vessel_process(v)->pid;
+	check_fault(REMOTE(vessel_remote(v), pid, &old, &f, SYS_umask, core_of(img, pid)->tc->umask), &f);
 	for (size_t i = 0; i < n; i++) {
 		uint64_t page = m[i].start & ~(uint64_t)4095;
 		long ret;
@@ -885,7 +892,7 @@ static void compare_registers(const struct image *a, struct process *p)
 	(void)p;
 }
 
-static struct vessel *vessel_for(pid_t pid, const struct image *img)
+static struct vessel *vessel_for(pid_t pid, const struct image *img, const Cpr__Offer *offer)
 {
 	struct vessel *v;
 	struct fault f = { 0 };
@@ -898,6 +905,7 @@ static struct vessel *vessel_for(pid_t pid, const struct image *img)
 				    .monotonic_ns = tc->monotonic_ns,
 				    .boottime_ns = tc->boottime_ns };
 	check_fault(vessel_new(&spec, &v, &f), &f);
+	check_fault(state_prepare(v, offer, &f), &f);
 	check_fault(vessel_threads(v, tree->threads, tree->n_threads, &f), &f);
 	return v;
 }
@@ -924,15 +932,19 @@ static void round_trip(enum flavour fl)
 	pid_t pid = victim_start(fl);
 	struct procdiff *before = procdiff_read(pid);
 	source_stop(&s, pid);
+	Cpr__Offer offer = CPR__OFFER__INIT;
+	check_fault(state_offer(s.p, s.r, &offer, &f), &f);
+	uint64_t start = util_monotonic_ns();
 	source_save(&s);
+	uint64_t saved = util_monotonic_ns() - start;
 	struct image *img = copy_image(s.img), *again = image_new();
 	victim_end(pid);
 	remote_forget(s.r);
 	process_unpin(s.p);
 	process_close(s.p);
 
-	struct vessel *v = vessel_for(pid, img);
-	map_rseq(v, img);
+	struct vessel *v = vessel_for(pid, img, &offer);
+	restore_rest(v, img);
 	uint64_t t0 = util_monotonic_ns();
 	check_fault(state_restore(v, img, &losses, &f), &f);
 	uint64_t t1 = util_monotonic_ns();
@@ -943,8 +955,8 @@ static void round_trip(enum flavour fl)
 	check_fault(vessel_orphan(v, &f), &f);
 	uint64_t t2 = util_monotonic_ns();
 	check_fault(state_restore_regs(v, img, &f), &f);
-	print_message("  flavour %d: restored in %.2f ms, registers in %.2f ms\n", fl, (double)(t1 - t0) / 1e6,
-		      (double)(util_monotonic_ns() - t2) / 1e6);
+	print_message("  flavour %d: saved in %.2f ms, restored in %.2f ms, registers in %.2f ms\n", fl,
+		      (double)saved / 1e6, (double)(t1 - t0) / 1e6, (double)(util_monotonic_ns() - t2) / 1e6);
 	compare_registers(img, vessel_process(v));
 	struct procdiff *after = procdiff_read(pid);
 	if (procdiff_compare(before, after, text, sizeof(text)))

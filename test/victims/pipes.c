@@ -37,10 +37,8 @@ int main(int argc, char **argv)
 		buf[i] = (char)(i * 7);
 	if (write(half[1], buf, 8192) != 8192 || read(half[0], path, 100) != 100)
 		return 3;
-	victim_path(path, sizeof(path), "fifo");
-	unlink(path);
-	if (mkfifo(path, 0600) < 0)
-		return 3;
+	/* Not in the shared directory: on hosts that share a kernel a shared fifo is one fifo. */
+	snprintf(path, sizeof(path), "/tmp/victim.fifo");
 	int fifo = open(path, O_RDWR | O_NONBLOCK);
 	if (write(fifo, "in the fifo", 11) != 11)
 		return 3;
