@@ -16,7 +16,7 @@ static int usage(void)
 {
 	fprintf(stderr,
 		"usage: cpr-warden --worker PROGRAM --wire PROGRAM --run-dir DIR --ca FILE --cert FILE --key FILE "
-		"--wire-user USER [--log-level N]\n"
+		"--wire-user USER --name HOST [--log-level N]\n"
 		"cpr-warden is a part of cpr-agent, which starts it with a socket on descriptor 3.\n");
 	return 64;
 }
@@ -31,6 +31,7 @@ int main(int argc, char **argv)
 		{ "cert", required_argument, NULL, 'c' },
 		{ "key", required_argument, NULL, 'k' },
 		{ "wire-user", required_argument, NULL, 'u' },
+		{ "name", required_argument, NULL, 'n' },
 		{ "log-level", required_argument, NULL, 'l' },
 		{ 0 },
 	};
@@ -40,7 +41,7 @@ int main(int argc, char **argv)
 		const char **to;
 	} values[] = {
 		{ 'w', &conf.worker }, { 'x', &conf.wire }, { 'r', &conf.run_dir },   { 'a', &conf.ca },
-		{ 'c', &conf.cert },   { 'k', &conf.key },  { 'u', &conf.wire_user },
+		{ 'c', &conf.cert },   { 'k', &conf.key },  { 'u', &conf.wire_user }, { 'n', &conf.name },
 	};
 	int level = LOG_LEVEL_NOTICE;
 	for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {

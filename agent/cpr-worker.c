@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "log.h"
@@ -28,7 +29,7 @@ static int run(struct worker *w, struct fault *f)
 	w->events.side = source ? "source" : "destination";
 	snprintf(w->events.migration, sizeof(w->events.migration), "%s", w->start.migration);
 	spans_init(&w->spans, w->events.side);
-	gethostname(w->host, sizeof(w->host) - 1);
+	w->host = w->start.host;
 	w->may_cancel = true;
 	w->link = link_open(&w->start.link, f);
 	if (!w->link)
@@ -36,8 +37,21 @@ static int run(struct worker *w, struct fault *f)
 	return source ? worker_source_run(w, f) : worker_target_run(w, f);
 }
 
-int main(void)
+/* For tests: the names of all stages. */
+static void list_stages(void)
 {
+	for (size_t i = 0; i < worker_source_stage_count; i++)
+		printf("source %s\n", worker_source_stages[i].name);
+	for (size_t i = 0; i < worker_target_stage_count; i++)
+		printf("destination %s\n", worker_target_stages[i].name);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 2 && !strcmp(argv[1], "--stages")) {
+		list_stages();
+		return 0;
+	}
 	signal(SIGPIPE, SIG_IGN);
 	const char *level = getenv("CPR_LOG_LEVEL");
 	log_open("cpr-worker", level ? (enum log_level)atoi(level) : LOG_LEVEL_NOTICE);

@@ -122,6 +122,7 @@ static int start_warden(struct daemon *d, struct fault *f)
 		.cert = c->cert,
 		.key = c->key,
 		.wire_user = c->wire_user,
+		.name = c->name,
 		.log_level = conf_log_level(c),
 	};
 	static const struct wa_handlers handlers = { on_wire_up, on_wire_failed, on_worker_exit, on_warden_gone };

@@ -28,8 +28,7 @@ struct move {
 	size_t options_len;
 	int events_fd; /* -1 before the worker and after its end of file */
 	struct event *io;
-	bool worker;   /* one was started */
-	bool accepted; /* source: the other side has said yes */
+	bool worker; /* one was started */
 };
 
 struct moves {
@@ -169,30 +168,14 @@ static void take(struct move *x, const Cpr__Event *e)
 	}
 }
 
-/* A peer whose policy says no can only hang up: before it has accepted anything, that is the likeliest reason. */
-static void explain(struct move *x, struct arena *a, Cpr__Event *e)
-{
-	Cpr__Fault *f = e->fault;
-	if (x->side != HANDOFF_SOURCE)
-		return;
-	if (e->kind == CPR__EVENT__KIND__STATE && e->state && handoff_state_parse(e->state) == HANDOFF_PRECOPY)
-		x->accepted = true;
-	if (e->kind == CPR__EVENT__KIND__FAILED && !x->accepted && f && f->code &&
-	    fault_code_parse(f->code) == FAULT_PEER_LOST)
-		f->hint = arena_printf(a, "Does %s let %s push processes (allow-peer)? Its log says. %s", x->peer,
-				       x->mv->conf->name, f->hint ? f->hint : "");
-}
-
 static void take_event(struct move *x, const uint8_t *buf, size_t len)
 {
 	struct arena *a = arena_new();
 	Cpr__Event *e = cpr__event__unpack(arena_pb(a), len, buf);
-	if (e) {
-		explain(x, a, e);
+	if (e)
 		take(x, e);
-	} else {
+	else
 		log_err(subject(x), "an event of %zu bytes from its worker can't be read", len);
-	}
 	arena_free(a);
 }
 
@@ -278,12 +261,14 @@ static void on_arrived(void *ctx, uint64_t conn, const char *peer)
 	struct fault f;
 	struct move *x = move_new(mv, conn, HANDOFF_DESTINATION, peer);
 	log_debug(peer, "connected to push a process");
-	if (moves_running(mv) > conf_number(mv->conf->max_migrations))
-		fault_set(&f, FAULT_BUSY, "%s migrations run here already (max-migrations)", mv->conf->max_migrations);
-	else if (start_worker(x, &f) == 0)
+	if (moves_running(mv) > conf_number(mv->conf->max_migrations)) {
+		fault_set(&f, FAULT_BUSY, "%s migrations run on %s already", mv->conf->max_migrations, mv->conf->name);
+		fault_hint(&f, "Wait for one to end, or raise max-migrations there.");
+	} else if (start_worker(x, &f) == 0) {
 		return;
+	}
 	log_err(peer, "can't take a process: %s", f.what);
-	peers_close(mv->peers, conn);
+	peers_refuse(mv->peers, conn, &f);
 	move_free(x);
 }
 

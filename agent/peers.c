@@ -120,10 +120,11 @@ static void peer_free(struct peer *x)
 	free(x);
 }
 
-static void close_wire(struct peer *x)
+/* why: for an authenticated peer; NULL: it only sees the end. */
+static void close_wire(struct peer *x, const struct fault *why)
 {
 	struct fault f;
-	if (wa_close_wire(x->p->wa, x->conn, &f) < 0)
+	if (wa_close_wire(x->p->wa, x->conn, why, &f) < 0)
 		log_err(x->text, "closing its wire failed: %s", f.what);
 }
 
@@ -147,7 +148,7 @@ static void on_timeout(evutil_socket_t fd, short what, void *ctx)
 	(void)fd;
 	(void)what;
 	if (x->state == PEER_HANDSHAKE) {
-		close_wire(x);
+		close_wire(x, NULL);
 		fault_set(&f, FAULT_TIMEOUT, "%s did not finish the TLS handshake in %d s",
 			  x->outgoing ? x->host : x->text, PEERS_HANDSHAKE_SECONDS);
 		if (x->outgoing)
@@ -399,7 +400,7 @@ void peers_wire_up(struct peers *p, uint64_t conn, const char *peer)
 	if (x->outgoing) {
 		p->h.connected(p->ctx, conn, peer);
 	} else if (policy_peer(p->conf, peer, &f) < 0) {
-		close_wire(x);
+		close_wire(x, &f);
 		give_up(x, &f);
 	} else {
 		p->h.arrived(p->ctx, conn, peer);
@@ -421,14 +422,19 @@ void peers_handed_over(struct peers *p, uint64_t conn)
 		x->state = PEER_WORKER;
 }
 
-void peers_close(struct peers *p, uint64_t conn)
+void peers_refuse(struct peers *p, uint64_t conn, const struct fault *why)
 {
 	struct peer *x = find(p, conn);
 	if (!x)
 		return;
 	if (x->state == PEER_HANDSHAKE || x->state == PEER_UP)
-		close_wire(x);
+		close_wire(x, x->state == PEER_UP ? why : NULL);
 	peer_free(x);
+}
+
+void peers_close(struct peers *p, uint64_t conn)
+{
+	peers_refuse(p, conn, NULL);
 }
 
 struct peers *peers_new(struct event_base *base, struct wa *wa, const struct conf *c, const struct peers_handlers *h,

@@ -35,6 +35,8 @@ void peers_deafen(struct peers *p);				       /* accept nothing from now on */
 int peers_connect(struct peers *p, const char *to, uint64_t *conn, struct fault *f) MUST_CHECK;
 void peers_handed_over(struct peers *p, uint64_t conn);
 void peers_close(struct peers *p, uint64_t conn); /* in any state; one that is gone already is fine */
+/* The same, and an authenticated peer is told why. */
+void peers_refuse(struct peers *p, uint64_t conn, const struct fault *why);
 
 /* What the warden says. */
 void peers_wire_up(struct peers *p, uint64_t conn, const char *peer);

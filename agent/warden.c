@@ -125,6 +125,16 @@ static void let_wire_go(struct wire *x)
 	x->unwanted = true;
 }
 
+/* Ended already, and nobody wants what it left. */
+static void free_if_over(struct warden *w, struct wire *x)
+{
+	if (x->pid || !x->unwanted)
+		return;
+	LIST_REMOVE(x, list);
+	w->n_wires--;
+	free(x);
+}
+
 static int start_wire(struct warden *w, const struct wp_ask *a, int sock, struct wire *x, struct fault *f)
 {
 	auto_fd ca = open(w->conf->ca, O_RDONLY | O_CLOEXEC);
@@ -192,13 +202,31 @@ static int ask_wire(struct warden *w, const struct wp_ask *a, int fds[WP_FDS_MAX
 	return 0;
 }
 
+/* The agent's word to an authenticated peer: the wire sends what lies in the ring before it closes. Nothing is waited
+ * for, and nothing of it is understood here. */
+static void say_why(struct wire *x, const uint8_t *abort, size_t len)
+{
+	struct fault f;
+	struct link *l = x->has_link ? link_open(&x->link, &f) : NULL;
+	if (!l)
+		return;
+	link_set_timeout(l, 0);
+	if (link_send(l, FRAME_ABORT, 0, abort, len, &f) < 0)
+		log_err(x->peer, "it can't be told why: %s", f.what);
+	link_close(l);
+}
+
 static int ask_close_wire(struct warden *w, const struct wp_ask *a, int fds[WP_FDS_MAX], struct fault *f)
 {
 	(void)fds;
 	(void)f;
 	struct wire *x = find_wire(w, a->conn);
-	if (x)
-		let_wire_go(x);
+	if (!x)
+		return 0;
+	if (x->up && a->options_len)
+		say_why(x, a->options, a->options_len);
+	let_wire_go(x);
+	free_if_over(w, x);
 	return 0;
 }
 
@@ -227,21 +255,18 @@ static void wire_ended(struct warden *w, struct wire *x)
 		return;
 	if (x->control >= 0) /* what it said last, or that it said nothing */
 		wire_talks(w, x);
-	if (x->up && x->has_link && !x->unwanted) {
-		struct fault f;
-		fault_set(&f, FAULT_PEER_LOST, "the connection to %s ended before it was used", x->peer);
-		tell_wire_failed(w, x->conn, &f);
-	}
-	let_wire_go(x);
+	x->pid = 0;
 	util_close(&x->pidfd);
-	LIST_REMOVE(x, list);
-	w->n_wires--;
-	free(x);
+	/* Why it ended may lie in the ring (the peer's policy says no): the worker that the agent is about to ask for,
+	 * having been told that it is up, reads it. */
+	if (!x->up || !x->has_link)
+		let_wire_go(x);
+	free_if_over(w, x);
 }
 
 /* ---- starting workers ---- */
 
-static int send_start(const struct worker *k, struct wire *x, const struct wp_ask *a, int events, struct fault *f)
+static int send_start(const struct warden *w, const struct worker *k, struct wire *x, const struct wp_ask *a, int events, struct fault *f)
 {
 	struct wp_start s = { .size = sizeof(s), .side = a->side, .pid = a->pid, .options_len = a->options_len };
 	int fds[WP_START_FDS];
@@ -251,6 +276,7 @@ static int send_start(const struct worker *k, struct wire *x, const struct wp_as
 	fds[LINK_FD_COUNT - 1] = x->link.worker_end;
 	memcpy(s.migration, a->migration, sizeof(s.migration));
 	snprintf(s.peer, sizeof(s.peer), "%s", x->peer);
+	snprintf(s.host, sizeof(s.host), "%s", w->conf->name);
 	memcpy(s.options, a->options, a->options_len);
 	if (wp_send(k->sock, &s, sizeof(s), fds, WP_START_FDS) < 0)
 		return fault_errno(f, FAULT_SYSTEM, "hand the connection to a worker");
@@ -270,7 +296,7 @@ static int start_worker(struct warden *w, struct worker *k, struct wire *x, cons
 	auto_fd theirs = ends[1];
 	k->sock = ends[0];
 	/* Sent first: it is there when the worker looks. */
-	if (send_start(k, x, a, events, f) < 0)
+	if (send_start(w, k, x, a, events, f) < 0)
 		return -1;
 	return spawn(argv, theirs, SPAWN_WITH_US, &k->pid, &k->pidfd, f);
 }
@@ -318,10 +344,11 @@ static int ask_worker(struct warden *w, const struct wp_ask *a, int fds[WP_FDS_M
 		free_worker(k);
 		return -1;
 	}
-	drop_link(x);
 	w->n_workers++;
 	LIST_INSERT_HEAD(&w->workers, k, list);
 	log_debug(a->migration[0] ? a->migration : "-", "worker %d started for %s", (int)k->pid, x->peer);
+	let_wire_go(x);
+	free_if_over(w, x);
 	return 0;
 }
 
@@ -617,10 +644,13 @@ static int open_signals(struct fault *f)
 /* Nobody will use them any more. */
 static void drop_idle_wires(struct warden *w)
 {
-	struct wire *x;
-	LIST_FOREACH(x, &w->wires, list)
-	if (x->has_link || x->control >= 0)
-		let_wire_go(x);
+	struct wire *x, *next;
+	for (x = LIST_FIRST(&w->wires); x; x = next) {
+		next = LIST_NEXT(x, list);
+		if (x->has_link || x->control >= 0)
+			let_wire_go(x);
+		free_if_over(w, x);
+	}
 }
 
 struct waits {

@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "convert.h"
 #include "spawn.h"
 #include "warden_proto.h"
 
@@ -31,7 +32,7 @@ static int exec_warden(const struct wa_paths *p, int sock, pid_t *pid, int *pidf
 	snprintf(level, sizeof(level), "%d", p->log_level);
 	const char *argv[] = {
 		p->warden, "--worker", p->worker, "--wire", p->wire,	   "--run-dir",	 p->run_dir,	"--ca", p->ca,
-		"--cert",  p->cert,    "--key",	  p->key,   "--wire-user", p->wire_user, "--log-level", level,	NULL,
+		"--cert",  p->cert,    "--key",	  p->key,   "--wire-user", p->wire_user, "--name", p->name, "--log-level", level, NULL,
 	};
 	return spawn((char *const *)argv, sock, SPAWN_SESSION, pid, pidfd, f);
 }
@@ -173,9 +174,23 @@ int wa_wire(struct wa *w, uint64_t conn, int sock, bool client, const char *expe
 	return ask(w, &a, handed, f);
 }
 
-int wa_close_wire(struct wa *w, uint64_t conn, struct fault *f)
+/* Packed here: the warden passes it on without a look. */
+static void pack_abort(const struct fault *why, struct wp_ask *to)
+{
+	struct arena *a = arena_new();
+	Cpr__Abort m = CPR__ABORT__INIT;
+	m.fault = convert_fault_out(a, why);
+	size_t len = cpr__abort__get_packed_size(&m);
+	if (len <= sizeof(to->options))
+		to->options_len = (uint32_t)cpr__abort__pack(&m, to->options);
+	arena_free(a);
+}
+
+int wa_close_wire(struct wa *w, uint64_t conn, const struct fault *why, struct fault *f)
 {
 	struct wp_ask a = { .kind = WP_ASK_CLOSE_WIRE, .conn = conn };
+	if (why)
+		pack_abort(why, &a);
 	return ask(w, &a, -1, f);
 }
 

@@ -30,6 +30,7 @@ struct wa_paths {
 	const char *run_dir;		    /* /run/cpr: journal */
 	const char *ca, *cert, *key;	    /* PEM files, opened by the warden for each wire */
 	const char *wire_user;		    /* user the wire runs as */
+	const char *name;		    /* of this host, for the words of workers */
 	int log_level;
 };
 
@@ -41,7 +42,8 @@ void wa_dispatch(struct wa *w); /* when it is readable: calls handlers */
 void wa_free(struct wa *w);	/* the warden ends when its last worker has, and nothing is unfinished */
 /* sock: connected TCP socket, handed over (closed here). expect: host name the peer must have; NULL: accepted one. */
 int wa_wire(struct wa *w, uint64_t conn, int sock, bool client, const char *expect, struct fault *f) MUST_CHECK;
-int wa_close_wire(struct wa *w, uint64_t conn, struct fault *f) MUST_CHECK;
+/* why: told to the peer, which must be an authenticated one, in an ABORT frame; NULL: it only sees the end. */
+int wa_close_wire(struct wa *w, uint64_t conn, const struct fault *why, struct fault *f) MUST_CHECK;
 /* pid 0 and migration "" for a destination worker. *events_fd: SOCK_SEQPACKET, packed Cpr__Event per message; writing
  * one byte 'C' cancels. */
 int wa_worker(struct wa *w, uint64_t conn, enum handoff_side side, const char *migration, pid_t pid,

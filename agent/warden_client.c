@@ -71,9 +71,11 @@ static void take_start(struct wp_start *s, int fds[WP_FDS_MAX], struct wc_start 
 {
 	wp_clean(s->migration, sizeof(s->migration));
 	wp_clean(s->peer, sizeof(s->peer));
+	wp_clean(s->host, sizeof(s->host));
 	*out = (struct wc_start){ .side = (enum handoff_side)s->side, .pid = s->pid };
 	memcpy(out->migration, s->migration, sizeof(out->migration));
 	memcpy(out->peer, s->peer, sizeof(out->peer));
+	memcpy(out->host, s->host, sizeof(out->host));
 	memcpy(&out->link, fds, sizeof(out->link));
 	out->events_fd = fds[LINK_FD_COUNT];
 }

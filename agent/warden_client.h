@@ -20,6 +20,7 @@ struct wc_start {
 	char migration[37]; /* uuid; the destination's worker learns it from the offer: "" until then */
 	pid_t pid;	    /* source */
 	char peer[256];	    /* authenticated name of the peer host */
+	char host[256];	    /* name of this one */
 	struct link_fds link;
 	int events_fd;	  /* to the agent: packed Cpr__Event messages, SOCK_SEQPACKET; readable: cancel */
 	uint8_t *options; /* packed Cpr__Options as the API took them; malloc */

@@ -35,7 +35,7 @@ struct wp_ask {
 	uint32_t options_len;
 	char migration[WP_ID];
 	char expect[WP_NAME_MAX]; /* WIRE: "" for any */
-	uint8_t options[WP_OPTIONS_MAX];
+	uint8_t options[WP_OPTIONS_MAX]; /* WORKER: packed Cpr__Options; CLOSE_WIRE: packed Cpr__Abort for the peer */
 };
 
 enum wp_event_kind { WP_EVENT_READY, WP_EVENT_FAILED, WP_EVENT_WIRE_UP, WP_EVENT_WIRE_FAILED, WP_EVENT_WORKER_EXIT };
@@ -57,6 +57,7 @@ struct wp_start {
 	uint32_t options_len;
 	char migration[WP_ID];
 	char peer[WP_NAME_MAX];
+	char host[WP_NAME_MAX]; /* this one */
 	uint8_t options[WP_OPTIONS_MAX];
 };
 

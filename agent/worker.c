@@ -6,10 +6,21 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <sys/utsname.h>
 
 #include "convert.h"
+#include "inject.h"
 #include "version.h"
+
+int worker_stages(struct worker *w, const struct stage *stages, size_t n, void *side, struct fault *f)
+{
+	for (size_t i = 0; i < n; i++) {
+		const char *name = stages[i].name;
+		if (inject_at(w->events.side, name, "before", f) < 0 || stages[i].run(side, f) < 0 ||
+		    inject_at(w->events.side, name, "after", f) < 0)
+			return -1;
+	}
+	return 0;
+}
 
 int worker_step(struct worker *w, enum handoff_event event, const char *reason, struct fault *f)
 {
@@ -82,14 +93,12 @@ int worker_expect(struct worker *w, enum frame_type type, struct frame *fr, int 
 int worker_hello(struct worker *w, struct arena *a, Cpr__Hello **peer, struct fault *f)
 {
 	Cpr__Hello m = CPR__HELLO__INIT;
-	struct utsname u;
-	uname(&u);
 	auto_free char *boot = util_read_file(-1, "/proc/sys/kernel/random/boot_id", NULL);
 	if (boot)
 		boot[strcspn(boot, "\n")] = 0;
 	m.protocol = FRAME_PROTOCOL;
 	m.version = (char *)CPR_VERSION;
-	m.host = u.nodename;
+	m.host = (char *)w->host;
 	m.boot_id = boot ? boot : (char *)"";
 	struct frame fr;
 	if (link_send_msg(w->link, FRAME_HELLO, &m.base, f) < 0 || worker_expect(w, FRAME_HELLO, &fr, 10000, f) < 0)

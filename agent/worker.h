@@ -20,8 +20,17 @@ struct worker {
 	struct report report; /* losses and notes so far */
 	enum handoff_state state;
 	bool may_cancel; /* before the commit */
-	char host[65];
+	const char *host; /* this one's name */
 };
+
+/* A side is a table of stages, run in order; the first that fails ends it. */
+struct stage {
+	const char *name;
+	int (*run)(void *side, struct fault *f);
+};
+int worker_stages(struct worker *w, const struct stage *stages, size_t n, void *side, struct fault *f) MUST_CHECK;
+extern const struct stage worker_source_stages[], worker_target_stages[];
+extern const size_t worker_source_stage_count, worker_target_stage_count;
 
 /* Journals and tells the step that `event` leads to; FAULT_INTERNAL when the table has none. */
 int worker_step(struct worker *w, enum handoff_event event, const char *reason, struct fault *f) MUST_CHECK;

@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/utsname.h>
+#include <time.h>
 
 #include "address.h"
 #include "arch.h"
@@ -32,6 +33,8 @@
 #include "sock.h"
 #include "state.h"
 
+#define LOOK_AGAIN_NS	 7000000 /* between the two looks of vetting */
+#define FREEZE_TRIES	 5
 #define OFFER_TIMEOUT_MS 60000 /* the destination hashes files */
 #define ROUND_TIMEOUT_MS 60000
 #define READY_TIMEOUT_MS 60000
@@ -40,6 +43,7 @@
 struct source {
 	struct worker *w;
 	Cpr__Options *options;
+	Cpr__Offer offer;
 	struct process *p;
 	struct remote *r; /* open only while a stage has the process stopped */
 	struct filetab *files;
@@ -47,6 +51,7 @@ struct source {
 	struct image *img;
 	struct stop_times *times;
 	struct fd_save fds; /* from one phase to the next */
+	size_t files_before; /* entries of files before descriptors were saved */
 	struct net_lock *lock;
 	struct net_flow *flows;
 	size_t n_flows;
@@ -116,27 +121,68 @@ static void mark_moving(struct source *s, Cpr__NeededAddress *n)
 		}
 }
 
-static int vet_stopped(struct source *s, Cpr__Offer *o, struct fault *f)
+/* What one look at the stopped process finds. */
+struct look {
+	struct report report;
+	struct fd_needs needs;
+};
+
+static int look_stopped(struct source *s, struct look *l, struct fault *f)
+{
+	l->needs.a = s->w->arena;
+	return state_check(s->p, s->r, &l->report, f) < 0 || fdtab_check(s->p, &l->report, &l->needs, f) < 0 ? -1 : 0;
+}
+
+static int vet_stopped(struct source *s, struct look *l, struct fault *f)
 {
 	struct arena *a = s->w->arena;
-	struct fd_needs needs = { .a = a };
+	Cpr__Offer *o = &s->offer;
 	uint8_t digest[16];
-	if (state_check(s->p, s->r, &s->w->report, f) < 0 || fdtab_check(s->p, &s->w->report, &needs, f) < 0 ||
+	if (look_stopped(s, l, f) < 0 ||
 	    memory_check(s->p, &s->w->report, a, &o->files, &o->n_files, &o->memory_bytes, f) < 0 ||
 	    memory_vdso_info(s->p, digest, &o->vdso_pages, &o->vvar_pages, f) < 0)
 		return -1;
 	o->has_vdso_pages = o->has_vvar_pages = true;
 	o->has_vdso_digest = true;
 	o->vdso_digest = (ProtobufCBinaryData){ sizeof(digest), arena_memdup(a, digest, sizeof(digest)) };
-	for (size_t i = 0; i < needs.n_files; i++)
-		arena_push(a, o->n_files, o->files, needs.files[i]);
-	for (size_t i = 0; i < needs.n_addresses; i++)
-		mark_moving(s, needs.addresses[i]);
-	o->n_addresses = needs.n_addresses;
-	o->addresses = needs.addresses;
-	o->n_listen_ports = needs.n_ports;
-	o->listen_ports = needs.ports;
 	return identity_read(s->p, a, &o->task, f);
+}
+
+static bool found_again(const struct finding *x, const struct report *r)
+{
+	for (size_t i = 0; i < r->n; i++)
+		if (!strcmp(r->findings[i].object, x->object) && !strcmp(r->findings[i].reason, x->reason))
+			return true;
+	return false;
+}
+
+static bool needed_again(const Cpr__NeededFile *x, const struct fd_needs *n)
+{
+	for (size_t i = 0; i < n->n_files; i++)
+		if (!strcmp(n->files[i]->path, x->path))
+			return true;
+	return false;
+}
+
+/* A file that is open for a moment only, a temporary one say, is no reason to refuse: what counts is what both looks
+ * found. Whatever is open at the freeze is looked at again there. */
+static void settle_looks(struct source *s, const struct look *first, const struct look *second)
+{
+	Cpr__Offer *o = &s->offer;
+	for (size_t i = 0; i < first->report.n; i++) {
+		const struct finding *x = &first->report.findings[i];
+		if (found_again(x, &second->report))
+			report_add(&s->w->report, x->severity, x->code, x->object, x->remedy, "%s", x->reason);
+	}
+	for (size_t i = 0; i < first->needs.n_files; i++)
+		if (needed_again(first->needs.files[i], &second->needs))
+			arena_push(s->w->arena, o->n_files, o->files, first->needs.files[i]);
+	for (size_t i = 0; i < second->needs.n_addresses; i++)
+		mark_moving(s, second->needs.addresses[i]);
+	o->n_addresses = second->needs.n_addresses;
+	o->addresses = second->needs.addresses;
+	o->n_listen_ports = second->needs.n_ports;
+	o->listen_ports = second->needs.ports;
 }
 
 static void fill_host(Cpr__Offer *o, struct arena *a)
@@ -171,20 +217,41 @@ static int blocked(struct source *s, struct fault *f)
 	return -1;
 }
 
-static int vet(struct source *s, Cpr__Offer *o, struct fault *f)
+/* One stop of a few milliseconds. */
+static int look(struct source *s, int (*fn)(struct source *, struct look *, struct fault *), struct look *l,
+		struct fault *f)
 {
-	size_t span = spans_begin(&s->w->spans, "vetting");
-	o->migration = s->w->start.migration;
-	o->options = s->options;
-	fill_host(o, s->w->arena);
-	if (find_addresses(s, f) < 0 || stop(s, f) < 0)
+	if (stop(s, f) < 0)
 		return -1;
-	int r = vet_stopped(s, o, f);
+	int r = fn(s, l, f);
 	struct fault ignored;
 	if (go_on(s, r < 0 ? &ignored : f) < 0)
 		return -1;
+	return r;
+}
+
+static int vet(void *side, struct fault *f)
+{
+	struct source *s = side;
+	struct look first = { .report.n = 0 }, second = { .report.n = 0 };
+	size_t span = spans_begin(&s->w->spans, "vetting");
+	cpr__offer__init(&s->offer);
+	s->offer.migration = s->w->start.migration;
+	s->offer.options = s->options;
+	fill_host(&s->offer, s->w->arena);
+	int r = find_addresses(s, f);
+	if (r == 0)
+		r = look(s, vet_stopped, &first, f);
+	if (r == 0) {
+		nanosleep(&(struct timespec){ .tv_nsec = LOOK_AGAIN_NS }, NULL);
+		r = look(s, look_stopped, &second, f);
+	}
+	if (r == 0)
+		settle_looks(s, &first, &second);
+	report_done(&first.report);
+	report_done(&second.report);
 	spans_end(&s->w->spans, span);
-	s->memory_bytes = o->memory_bytes;
+	s->memory_bytes = s->offer.memory_bytes;
 	return r < 0 ? -1 : blocked(s, f);
 }
 
@@ -205,9 +272,11 @@ static int refused(struct source *s, const struct frame *fr, struct fault *f)
 	return fault_set(f, FAULT_PROTOCOL, "%s refused without a reason", s->w->start.peer);
 }
 
-static int offer(struct source *s, Cpr__Offer *o, struct fault *f)
+static int offer(void *side, struct fault *f)
 {
+	struct source *s = side;
 	struct worker *w = s->w;
+	Cpr__Offer *o = &s->offer;
 	Cpr__Hello *peer;
 	if (worker_hello(w, w->arena, &peer, f) < 0)
 		return -1;
@@ -228,13 +297,22 @@ static int offer(struct source *s, Cpr__Offer *o, struct fault *f)
 		return -1;
 	if (m->report)
 		convert_report_in(m->report, &w->report);
-	return 0;
+	return worker_step(w, HANDOFF_EV_ACCEPT, "accepted", f);
+}
+
+/* Ready before the pause: the lock's context takes milliseconds. */
+static int prepare_lock(void *side, struct fault *f)
+{
+	struct source *s = side;
+	return net_lock_open(s->options->network_lock, s->w->start.migration, &s->lock, s->lock_why, sizeof(s->lock_why),
+			     f);
 }
 
 /* ---- rounds ---- */
 
-static int track(struct source *s, struct fault *f)
+static int track(void *side, struct fault *f)
 {
+	struct source *s = side;
 	const char *tracking = s->options->tracking && strcmp(s->options->tracking, "auto") ? s->options->tracking : NULL;
 	if (stop(s, f) < 0)
 		return -1;
@@ -333,50 +411,51 @@ static void tell_round(struct source *s, const struct round *r)
 	arena_free(a);
 }
 
-static int precopy(struct source *s, struct fault *f)
+static int one_round(struct source *s, struct fault *f)
 {
+	struct round r;
+	struct frame fr;
+	if (send_round(s, false, &r, f) < 0 || worker_expect(s->w, FRAME_ROUND_ACK, &fr, ROUND_TIMEOUT_MS, f) < 0)
+		return fault_while(f, "sending round %u", s->rounds.n + 1);
+	r.end_ns = util_monotonic_ns();
+	if (memory_dirty_pages(s->m, &r.dirty_pages, f) < 0)
+		return -1;
+	rounds_add(&s->rounds, &r);
+	tell_round(s, &r);
+	return 0;
+}
+
+static int precopy(void *side, struct fault *f)
+{
+	struct source *s = side;
 	rounds_init(&s->rounds, s->options);
 	if (!strcmp(memory_tracking(s->m), "none")) {
 		rounds_stop(&s->rounds, "there is no dirty tracking: everything is sent in the pause");
 		return 0;
 	}
 	size_t span = spans_begin(&s->w->spans, "pre-copy");
-	while (!rounds_done(&s->rounds)) {
-		struct round r;
-		struct frame fr;
-		if (send_round(s, false, &r, f) < 0 ||
-		    worker_expect(s->w, FRAME_ROUND_ACK, &fr, ROUND_TIMEOUT_MS, f) < 0)
-			return fault_while(f, "sending round %u", s->rounds.n + 1);
-		r.end_ns = util_monotonic_ns();
-		if (memory_dirty_pages(s->m, &r.dirty_pages, f) < 0)
+	while (!rounds_done(&s->rounds))
+		if (one_round(s, f) < 0)
 			return -1;
-		rounds_add(&s->rounds, &r);
-		tell_round(s, &r);
-	}
 	spans_end(&s->w->spans, span);
 	return 0;
 }
 
 /* ---- freeze, last round, state ---- */
 
-/* Everything that needs remote calls, then the freezer. */
-static int freeze(struct source *s, struct fault *f)
+/* Everything that needs remote calls. The process is stopped by ptrace only: it can be let go again. */
+static int collect(struct source *s, struct fault *f)
 {
 	struct worker *w = s->w;
-	s->times = stop_times_read(s->p->pid);
-	s->freeze_ns = util_monotonic_ns();
-	size_t span = spans_begin(&w->spans, "stop");
-	if (stop(s, f) < 0)
-		return -1;
-	spans_end(&w->spans, span);
-	span = spans_begin(&w->spans, "threads");
 	uint64_t boottime;
+	size_t span = spans_begin(&w->spans, "threads");
 	identity_clocks(s->p, &s->frozen_process_ns, &boottime);
 	if (state_save(s->p, s->r, s->times, w->start.migration, s->img, &w->report, f) < 0 ||
 	    memory_save(s->m, s->r, s->img, f) < 0)
 		return -1;
 	spans_end(&w->spans, span);
 	span = spans_begin(&w->spans, "files");
+	s->files_before = filetab_count(s->files);
 	s->fds = (struct fd_save){ .p = s->p,
 				   .r = s->r,
 				   .files = s->files,
@@ -387,11 +466,61 @@ static int freeze(struct source *s, struct fault *f)
 		return -1;
 	s->fds.r = NULL;
 	spans_end(&w->spans, span);
-	span = spans_begin(&w->spans, "freezer");
-	struct remote *r = take_ptr(s->r);
-	if (remote_close(r, f) < 0)
+	return 0;
+}
+
+static int stop_and_collect(struct source *s, struct fault *f)
+{
+	struct worker *w = s->w;
+	s->times = stop_times_read(s->p->pid);
+	s->freeze_ns = util_monotonic_ns();
+	size_t span = spans_begin(&w->spans, "stop");
+	if (stop(s, f) < 0)
 		return -1;
-	if (wc_freeze(w->wc, f) < 0)
+	spans_end(&w->spans, span);
+	return collect(s, f);
+}
+
+/* It holds something just now that can't be moved, and did not in vetting: it goes on, and is stopped again later. */
+static int let_go_again(struct source *s, size_t spans_before, struct fault *f)
+{
+	if (go_on(s, f) < 0)
+		return -1;
+	stop_times_free(take_ptr(s->times));
+	filetab_truncate(s->files, s->files_before);
+	image_free(s->img);
+	s->img = image_new();
+	s->w->spans.n = spans_before;
+	if (worker_check_cancel(s->w, f) < 0)
+		return -1;
+	if (strcmp(memory_tracking(s->m), "none"))
+		return one_round(s, f);
+	nanosleep(&(struct timespec){ .tv_nsec = LOOK_AGAIN_NS }, NULL);
+	return 0;
+}
+
+static bool may_pass(const struct fault *f)
+{
+	return f->code == FAULT_UNSUPPORTED || f->code == FAULT_FILE_MISSING || f->code == FAULT_FILE_DIFFERS;
+}
+
+static int freeze(void *side, struct fault *f)
+{
+	struct source *s = side;
+	struct worker *w = s->w;
+	for (int tries = 1;; tries++) {
+		size_t spans_before = w->spans.n;
+		s->files_before = filetab_count(s->files);
+		if (stop_and_collect(s, f) == 0)
+			break;
+		if (!s->r || tries == FREEZE_TRIES || !may_pass(f))
+			return -1;
+		if (let_go_again(s, spans_before, f) < 0)
+			return -1;
+	}
+	size_t span = spans_begin(&w->spans, "freezer");
+	struct remote *r = take_ptr(s->r);
+	if (remote_close(r, f) < 0 || wc_freeze(w->wc, f) < 0)
 		return -1;
 	s->frozen = true;
 	process_unpin(s->p);
@@ -399,8 +528,9 @@ static int freeze(struct source *s, struct fault *f)
 	return worker_step(w, HANDOFF_EV_SEAL, "frozen", f);
 }
 
-static int last_round(struct source *s, struct fault *f)
+static int last_round(void *side, struct fault *f)
 {
+	struct source *s = side;
 	size_t span = spans_begin(&s->w->spans, "last round");
 	struct round r;
 	if (send_round(s, true, &r, f) < 0)
@@ -419,8 +549,9 @@ static int take_addresses(struct source *s, struct fault *f)
 	return 0;
 }
 
-static int network(struct source *s, struct fault *f)
+static int network(void *side, struct fault *f)
 {
+	struct source *s = side;
 	struct worker *w = s->w;
 	size_t span = spans_begin(&w->spans, "network lock");
 	if (net_lock_flows_of(s->p, &s->flows, &s->n_flows, f) < 0 ||
@@ -448,8 +579,9 @@ static int send_entry(struct source *s, const struct image_entry *e, struct faul
 	return link_send(s->w->link, FRAME_IMAGE, (uint64_t)e->type << 32 | e->id, buf, len, f);
 }
 
-static int send_state(struct source *s, struct fault *f)
+static int send_state(void *side, struct fault *f)
 {
+	struct source *s = side;
 	struct worker *w = s->w;
 	size_t span = spans_begin(&w->spans, "send state");
 	for (size_t i = 0; i < image_count(s->img); i++)
@@ -520,8 +652,9 @@ static int in_doubt(struct source *s, struct fault *f)
 	return -1;
 }
 
-static int commit(struct source *s, struct fault *f)
+static int await_ready(void *side, struct fault *f)
 {
+	struct source *s = side;
 	struct worker *w = s->w;
 	struct frame fr;
 	size_t span = spans_begin(&w->spans, "restore");
@@ -532,10 +665,16 @@ static int commit(struct source *s, struct fault *f)
 		return -1;
 	if (ready->report)
 		convert_report_in(ready->report, &w->report);
-	if (worker_check_cancel(w, f) < 0)
-		return -1;
 	spans_end(&w->spans, span);
-	span = spans_begin(&w->spans, "commit");
+	return worker_check_cancel(w, f);
+}
+
+static int commit(void *side, struct fault *f)
+{
+	struct source *s = side;
+	struct worker *w = s->w;
+	struct frame fr;
+	size_t span = spans_begin(&w->spans, "commit");
 	if (s->n_flows && wc_keep_lock(w->wc, s->flows, s->n_flows, f) < 0)
 		return -1;
 	w->may_cancel = false;
@@ -639,8 +778,9 @@ static void done(struct source *s)
 
 /* ---- all of it ---- */
 
-static int prepare(struct source *s, struct fault *f)
+static int prepare(void *side, struct fault *f)
 {
+	struct source *s = side;
 	struct worker *w = s->w;
 	s->options = cpr__options__unpack(arena_pb(w->arena), w->start.options_len, w->start.options);
 	if (!s->options)
@@ -659,28 +799,19 @@ static int prepare(struct source *s, struct fault *f)
 	return worker_step(w, HANDOFF_EV_START, "asked to migrate", f);
 }
 
-static int migrate(struct source *s, struct fault *f)
-{
-	Cpr__Offer o = CPR__OFFER__INIT;
-	if (prepare(s, f) < 0 || vet(s, &o, f) < 0 || offer(s, &o, f) < 0)
-		return -1;
-	if (worker_step(s->w, HANDOFF_EV_ACCEPT, "accepted", f) < 0)
-		return -1;
-	/* Ready before the pause: its context takes milliseconds. */
-	if (net_lock_open(s->options->network_lock, s->w->start.migration, &s->lock, s->lock_why, sizeof(s->lock_why),
-			  f) < 0)
-		return -1;
-	if (track(s, f) < 0 || precopy(s, f) < 0)
-		return -1;
-	if (freeze(s, f) < 0 || last_round(s, f) < 0 || network(s, f) < 0 || send_state(s, f) < 0)
-		return -1;
-	return commit(s, f);
-}
+/* What can be undone after each: everything, up to `ready`. */
+const struct stage worker_source_stages[] = {
+	{ "prepare", prepare },	      { "vet", vet },		{ "offer", offer },   { "prepare-lock", prepare_lock },
+	{ "track", track },	      { "pre-copy", precopy },	{ "freeze", freeze }, { "last-round", last_round },
+	{ "network", network },	      { "state", send_state },	{ "ready", await_ready },
+	{ "commit", commit },
+};
+const size_t worker_source_stage_count = ARRAY_LEN(worker_source_stages);
 
 int worker_source_run(struct worker *w, struct fault *f)
 {
 	struct source s = { .w = w, .started_ns = util_monotonic_ns() };
-	int r = migrate(&s, f);
+	int r = worker_stages(w, worker_source_stages, worker_source_stage_count, &s, f);
 	if (r < 0)
 		fail(&s, f);
 	else

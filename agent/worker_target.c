@@ -46,6 +46,7 @@ struct target {
 	uint64_t pages, bytes;
 	uint32_t rounds;
 	bool named;
+	bool refused; /* and told so */
 	bool ready;
 };
 
@@ -124,8 +125,9 @@ static int vet(struct target *t, struct fault *f)
 	return 0;
 }
 
-static int receive_offer(struct target *t, struct fault *f)
+static int receive_offer(void *side, struct fault *f)
 {
+	struct target *t = side;
 	struct worker *w = t->w;
 	Cpr__Hello *peer;
 	struct frame fr;
@@ -146,9 +148,9 @@ static int receive_offer(struct target *t, struct fault *f)
 	return worker_step(w, HANDOFF_EV_START, "an offer came", f);
 }
 
-/* 1 when it was accepted, 0 refused (and told so). */
-static int answer_offer(struct target *t, struct fault *f)
+static int answer_offer(void *side, struct fault *f)
 {
+	struct target *t = side;
 	struct worker *w = t->w;
 	size_t span = spans_begin(&w->spans, "vetting");
 	struct fault why = { 0 };
@@ -158,9 +160,8 @@ static int answer_offer(struct target *t, struct fault *f)
 		if (refuse(t, r < 0 ? &why : NULL, f) < 0)
 			return -1;
 		*f = why;
-		if (r == 0)
-			fault_set(f, FAULT_UNSUPPORTED, "refused: see the report");
-		return 0;
+		t->refused = true;
+		return r < 0 ? -1 : fault_set(f, FAULT_UNSUPPORTED, "refused: see the report");
 	}
 	if (memory_target_new(t->v, &t->m, f) < 0)
 		return -1;
@@ -178,7 +179,7 @@ static int answer_offer(struct target *t, struct fault *f)
 	if (net_lock_open(t->offer->options->network_lock, t->offer->migration, &t->lock, t->lock_why,
 			  sizeof(t->lock_why), f) < 0)
 		return -1;
-	return 1;
+	return 0;
 }
 
 /* ---- receive ---- */
@@ -261,8 +262,9 @@ static int on_seal(struct target *t, const struct frame *fr, struct fault *f)
 }
 
 /* Until the seal. */
-static int receive(struct target *t, struct fault *f)
+static int receive(void *side, struct fault *f)
 {
+	struct target *t = side;
 	size_t span = spans_begin(&t->w->spans, "receive");
 	t->img = image_new();
 	while (!t->seal) {
@@ -299,9 +301,27 @@ static int receive(struct target *t, struct fault *f)
 
 /* ---- restore ---- */
 
-static int restore_memory(struct target *t, struct fault *f)
+/* Every file of the state, not only those that mappings name. */
+static int load_files(struct target *t, struct fault *f)
 {
+	size_t pos = 0;
+	filetab_free(t->files);
+	t->files = filetab_new();
+	for (const struct image_entry *e; (e = image_next(t->img, IMAGE_FILES, 0, &pos));)
+		if (filetab_load(t->files, e->packed, e->packed_len, f) < 0)
+			return -1;
+	return 0;
+}
+
+static int restore_memory(void *side, struct fault *f)
+{
+	struct target *t = side;
 	struct worker *w = t->w;
+	if (worker_step(w, HANDOFF_EV_SEAL, "the state is complete", f) < 0)
+		return -1;
+	process_pin(vessel_process(t->v));
+	if (load_files(t, f) < 0)
+		return -1;
 	size_t span = spans_begin(&w->spans, "mappings");
 	const PstreeEntry *tree = image_get(t->img, IMAGE_PSTREE, 0);
 	if (!tree)
@@ -322,8 +342,9 @@ static int restore_memory(struct target *t, struct fault *f)
 	return 0;
 }
 
-static int lock_network(struct target *t, struct fault *f)
+static int lock_network(void *side, struct fault *f)
 {
+	struct target *t = side;
 	size_t span = spans_begin(&t->w->spans, "network lock");
 	struct net_flow *flows = NULL;
 	size_t n;
@@ -337,20 +358,9 @@ static int lock_network(struct target *t, struct fault *f)
 	return r;
 }
 
-/* Every file of the state, not only those that mappings name. */
-static int load_files(struct target *t, struct fault *f)
+static int restore_fds(void *side, struct fault *f)
 {
-	size_t pos = 0;
-	filetab_free(t->files);
-	t->files = filetab_new();
-	for (const struct image_entry *e; (e = image_next(t->img, IMAGE_FILES, 0, &pos));)
-		if (filetab_load(t->files, e->packed, e->packed_len, f) < 0)
-			return -1;
-	return 0;
-}
-
-static int restore_fds(struct target *t, struct fault *f)
-{
+	struct target *t = side;
 	size_t span = spans_begin(&t->w->spans, "descriptors");
 	size_t n_objects;
 	const int *objects = memory_target_objects(t->m, &n_objects);
@@ -371,16 +381,10 @@ static int restore_fds(struct target *t, struct fault *f)
 	return 0;
 }
 
-static int restore(struct target *t, struct fault *f)
+static int restore_state(void *side, struct fault *f)
 {
+	struct target *t = side;
 	struct worker *w = t->w;
-	if (worker_step(w, HANDOFF_EV_SEAL, "the state is complete", f) < 0)
-		return -1;
-	process_pin(vessel_process(t->v));
-	if (load_files(t, f) < 0)
-		return -1;
-	if (restore_memory(t, f) < 0 || lock_network(t, f) < 0 || restore_fds(t, f) < 0)
-		return -1;
 	size_t span = spans_begin(&w->spans, "state");
 	if (state_restore(t->v, t->img, &w->report, f) < 0)
 		return -1;
@@ -390,11 +394,23 @@ static int restore(struct target *t, struct fault *f)
 	if (vessel_orphan(t->v, f) < 0 || state_restore_regs(t->v, t->img, f) < 0)
 		return -1;
 	spans_end(&w->spans, span);
-	span = spans_begin(&w->spans, "freezer");
+	return 0;
+}
+
+static int ready(void *side, struct fault *f)
+{
+	struct target *t = side;
+	struct worker *w = t->w;
+	size_t span = spans_begin(&w->spans, "freezer");
 	if (wc_freeze(w->wc, f) < 0)
 		return -1;
 	spans_end(&w->spans, span);
-	return 0;
+	Cpr__Ready m = CPR__READY__INIT;
+	m.report = convert_report_out(w->arena, &w->report);
+	if (worker_step(w, HANDOFF_EV_READY, "complete and stopped", f) < 0)
+		return -1;
+	t->ready = true;
+	return link_send_msg(w->link, FRAME_READY, &m.base, f);
 }
 
 /* ---- run ---- */
@@ -412,8 +428,9 @@ static void wait_for_clock(const struct target *t)
 	nanosleep(&(struct timespec){ (time_t)(ns / 1000000000u), (long)(ns % 1000000000u) }, NULL);
 }
 
-static int run(struct target *t, struct fault *f)
+static int run(void *side, struct fault *f)
 {
+	struct target *t = side;
 	struct worker *w = t->w;
 	struct frame fr;
 	size_t span = spans_begin(&w->spans, "commit");
@@ -475,6 +492,17 @@ static void after(struct target *t)
 
 /* ---- undoing ---- */
 
+/* The source may have sent its commit: it has to know that nothing runs here, now and for ever. */
+static void send_gone(struct target *t, const struct fault *why)
+{
+	struct fault f = { 0 };
+	Cpr__Gone m = CPR__GONE__INIT;
+	m.reason = (char *)why->what;
+	link_set_timeout(t->w->link, 1000);
+	if (link_send_msg(t->w->link, FRAME_GONE, &m.base, &f) < 0 || link_drain(t->w->link, 1000, &f) < 0)
+		log_err(t->w->events.migration, "%s", f.what);
+}
+
 static void discard(struct target *t, struct fault *why)
 {
 	struct worker *w = t->w;
@@ -489,35 +517,31 @@ static void discard(struct target *t, struct fault *why)
 	if (w->state != HANDOFF_NONE && !handoff_final(w->state) &&
 	    worker_step(w, HANDOFF_EV_FAIL, fault_code_name(why->code), &f) < 0)
 		log_err(subject, "%s", f.what);
-	worker_send_abort(w, why);
-	worker_send_failed(w, why);
+	/* The warden kills what is still frozen in the group, before anyone is told that nothing is here. */
 	if (wc_done(w->wc, &f) < 0)
 		log_err(subject, "%s", f.what);
+	else if (t->ready && w->state == HANDOFF_DISCARDED)
+		send_gone(t, why);
+	else if (!t->refused)
+		worker_send_abort(w, why);
+	worker_send_failed(w, why);
 }
 
-static int migrate(struct target *t, struct fault *f)
-{
-	struct worker *w = t->w;
-	if (receive_offer(t, f) < 0)
-		return -1;
-	int r = answer_offer(t, f);
-	if (r <= 0)
-		return -1;
-	if (receive(t, f) < 0 || restore(t, f) < 0)
-		return fault_while(f, "restoring pid %u (%s)", t->offer->task->pid, w->events.comm);
-	Cpr__Ready m = CPR__READY__INIT;
-	m.report = convert_report_out(w->arena, &w->report);
-	if (worker_step(w, HANDOFF_EV_READY, "complete and stopped", f) < 0)
-		return -1;
-	t->ready = true;
-	return link_send_msg(w->link, FRAME_READY, &m.base, f) < 0 ? -1 : run(t, f);
-}
+/* Until `run` has ended all of it is thrown away when one fails. */
+const struct stage worker_target_stages[] = {
+	{ "offer", receive_offer },	  { "vet", answer_offer },	{ "receive", receive },
+	{ "memory", restore_memory },	  { "network-lock", lock_network }, { "descriptors", restore_fds },
+	{ "state", restore_state },	  { "ready", ready },		{ "run", run },
+};
+const size_t worker_target_stage_count = ARRAY_LEN(worker_target_stages);
 
 int worker_target_run(struct worker *w, struct fault *f)
 {
 	struct target t = { .w = w, .cgroup_fd = -1 };
-	int r = migrate(&t, f);
-	if (r < 0)
+	int r = worker_stages(w, worker_target_stages, worker_target_stage_count, &t, f);
+	if (r < 0 && (w->state == HANDOFF_RECEIVING || w->state == HANDOFF_RESTORING))
+		fault_while(f, "restoring pid %u (%s)", t.offer->task->pid, w->events.comm);
+	if (r < 0 && w->state != HANDOFF_RUNNING)
 		discard(&t, f);
 	else
 		after(&t);

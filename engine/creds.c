@@ -191,14 +191,16 @@ static bool same_ids(const CredsEntry *e, const struct procinfo_status *is)
 int creds_verify(const CredsEntry *e, const struct procinfo_status *had, const struct procinfo_status *is,
 		 struct fault *f)
 {
+	static const char *const sets[PROCINFO_CAPS] = { "inheritable", "permitted", "effective", "bounding",
+							 "ambient" };
 	struct wanted w = wanted_caps(e, had);
 	if (!same_ids(e, is))
 		return fault_set(f, FAULT_VERIFY, "thread %d: its ids are uid %u gid %u, not uid %u gid %u as before",
 				 is->tid, is->uid[0], is->gid[0], e->uid, e->gid);
-	if (memcmp(w.caps, is->caps, sizeof(w.caps)))
-		return fault_set(f, FAULT_VERIFY, "thread %d: its capabilities differ (permitted %llx, not %llx)",
-				 is->tid, (unsigned long long)is->caps[PROCINFO_CAP_PRM],
-				 (unsigned long long)w.caps[PROCINFO_CAP_PRM]);
+	for (size_t i = 0; i < PROCINFO_CAPS; i++)
+		if (w.caps[i] != is->caps[i])
+			return fault_set(f, FAULT_VERIFY, "thread %d: its %s capabilities are %llx, not %llx", is->tid,
+					 sets[i], (unsigned long long)is->caps[i], (unsigned long long)w.caps[i]);
 	if (e->has_no_new_privs && e->no_new_privs != is->no_new_privs)
 		return fault_set(f, FAULT_VERIFY, "thread %d: no_new_privs differs", is->tid);
 	return 0;

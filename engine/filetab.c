@@ -96,6 +96,12 @@ struct arena *filetab_arena(struct filetab *t)
 	return t->arena;
 }
 
+void filetab_truncate(struct filetab *t, size_t n)
+{
+	if (n < t->n)
+		t->n = n;
+}
+
 size_t filetab_count(const struct filetab *t)
 {
 	return t->n;

@@ -20,6 +20,8 @@ uint32_t filetab_path(struct filetab *t, const char *path, uint32_t open_flags, 
 /* A new entry that the caller fills (type, and the message of its kind with the id): for descriptors. */
 FileEntry *filetab_new_entry(struct filetab *t, FdTypes type, uint32_t *id);
 struct arena *filetab_arena(struct filetab *t);
+/* Forgets all entries from the n-th on: a save is being tried anew. */
+void filetab_truncate(struct filetab *t, size_t n);
 size_t filetab_count(const struct filetab *t);
 FileEntry *filetab_at(const struct filetab *t, size_t i);
 /* All entries as IMAGE_FILES. */

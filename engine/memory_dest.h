@@ -1,6 +1,7 @@
 /*
  * What the files of the destination side share: memory_target.c (life, finish), memory_layout.c (mappings),
- * memory_rebuild.c (mappings that don't come out as wanted), memory_object.c (shared objects), memory_place.c (pages).
+ * memory_rebuild.c (mappings that don't come out as wanted), memory_object.c (shared objects), memory_place.c (pages),
+ * memory_fresh.c (pages that are not there yet).
  * Not for others.
  */
 #ifndef ENGINE_MEMORY_DEST_H
@@ -8,6 +9,7 @@
 
 #include "mapplan.h"
 #include "memory.h"
+#include "pageset.h"
 
 struct target_object {
 	int fd;		     /* the worker's; -1: not made yet */
@@ -25,6 +27,13 @@ struct memory_target {
 	struct target_object *objects;
 	int *object_fds; /* for memory_target_objects */
 	char *buf;	 /* MEMORY_TARGET_BUF: rebuilding */
+
+	/* memory_fresh.c */
+	int uffd;
+	bool no_uffd; /* it was tried */
+	size_t n_armed, cap_armed;
+	struct range *armed;	/* mappings registered for missing pages, in order */
+	struct pageset *placed; /* pages there that were placed: a hint, nothing depends on it */
 };
 #define MEMORY_TARGET_BUF ((size_t)2 << 20)
 
@@ -62,6 +71,15 @@ int target_objects_update(struct memory_target *t, const MmEntry *mm, struct fau
 int target_window(struct memory_target *t, size_t object, struct fault *f) MUST_CHECK; /* maps it when it is not */
 int target_windows_drop(struct memory_target *t, const MmEntry *overlapping,
 			struct fault *f) MUST_CHECK; /* NULL: all */
+
+void target_fresh_arm(struct memory_target *t);
+void target_fresh_disarm(struct memory_target *t);
+void target_fresh_close(struct memory_target *t);
+/* How far from addr on pages are all of one sort: *fresh, to be given to target_fresh_copy, or not. */
+size_t target_fresh_run(const struct memory_target *t, uint64_t addr, size_t len, bool *fresh);
+/* Bytes placed, from the start: fewer than len when a page is there already, or can't be placed so. */
+size_t target_fresh_copy(struct memory_target *t, uint64_t addr, const char *data, size_t len);
+void target_fresh_dropped(struct memory_target *t, uint64_t addr, uint64_t len);
 
 int target_mmap_call(const VmaEntry *e, uint64_t start, uint64_t end, uint64_t at, uint32_t prot, int fd,
 		     struct calls_list *l, struct fault *f) MUST_CHECK;

@@ -486,6 +486,7 @@ int memory_target_maps(struct memory_target *t, const MmEntry *mm, const struct 
 	int r = copy ? target_check_mm(copy, f) : fault_set(f, FAULT_PROTOCOL, "a list of mappings that can't be read");
 	if (r == 0) {
 		mapplan_make(t->mm, copy, &plan);
+		target_fresh_disarm(t);
 		process_pin(t->p);
 		r = stub_aside(t, copy, f);
 		if (r == 0)
@@ -505,5 +506,6 @@ int memory_target_maps(struct memory_target *t, const MmEntry *mm, const struct 
 		arena_free(t->arena);
 	t->arena = a;
 	t->mm = copy;
+	target_fresh_arm(t);
 	return 0;
 }

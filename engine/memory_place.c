@@ -57,6 +57,13 @@ static int flush(struct writer *w, struct fault *f)
 			done -= w->v[at++].iov_len;
 		if (at == w->n)
 			break;
+		/* A page that we took to be there is not: it has to be made by a fault. */
+		if (w->t->uffd >= 0) {
+			w->v[at].iov_base = (char *)w->v[at].iov_base + done;
+			w->v[at].iov_len -= done;
+			target_fresh_close(w->t);
+			continue;
+		}
 		/* Refused in the middle (no memory, or a protection of which we don't know): the piece it stopped in goes
 		 * the other way, which says why when that fails, too. */
 		uint64_t addr = (uint64_t)(uintptr_t)w->v[at].iov_base + done;
@@ -87,6 +94,26 @@ static int put(struct writer *w, uint64_t addr, const char *data, size_t len, st
 	return 0;
 }
 
+/* Of a private mapping: what is not there yet goes the fast way. */
+static int put_private(struct writer *w, uint64_t addr, const char *data, size_t len, struct fault *f)
+{
+	while (len) {
+		bool fresh;
+		size_t n = target_fresh_run(w->t, addr, len, &fresh), done = 0;
+		if (fresh)
+			done = target_fresh_copy(w->t, addr, data, n);
+		if (!done) {
+			done = fresh ? PAGE_BYTES : n;
+			if (put(w, addr, data, done, f) < 0)
+				return -1;
+		}
+		addr += done;
+		data += done;
+		len -= done;
+	}
+	return 0;
+}
+
 /* A shared mapping that is not writable now: /proc/PID/mem is refused there. */
 static int write_shared(struct memory_target *t, const VmaEntry *e, uint64_t addr, const char *data, size_t len,
 			struct fault *f)
@@ -103,7 +130,7 @@ static int write_page_range(struct writer *w, const VmaEntry *e, uint64_t addr, 
 			    struct fault *f)
 {
 	if ((e->prot & PROT_WRITE) && !(e->prot & PROT_EXEC))
-		return put(w, addr, data, len, f);
+		return put_private(w, addr, data, len, f);
 	if ((e->flags & MAP_SHARED) && !(e->prot & PROT_WRITE))
 		return write_shared(w->t, e, addr, data, len, f);
 	return write_forced(w->t, addr, data, len, f);
@@ -143,6 +170,7 @@ static int place_private(struct writer *w, const struct memory_segment *s, const
 		return write_zeroes(w, e, s->addr, len, f);
 	if (!own)
 		return bad(s, "a file is not dropped", f);
+	target_fresh_dropped(w->t, s->addr, len);
 	target_call(&w->drops, SYS_madvise, s->addr, len, MADV_DONTNEED, 0, 0, 0);
 	return 0;
 }

@@ -26,6 +26,8 @@ int memory_target_new(struct vessel *v, struct memory_target **out, struct fault
 	t->v = v;
 	t->p = vessel_process(v);
 	t->r = vessel_remote(v);
+	t->uffd = -1;
+	t->placed = pageset_new();
 	*out = t;
 	return 0;
 }
@@ -38,6 +40,9 @@ void memory_target_free(struct memory_target *t)
 		util_close(&t->objects[i].fd);
 	if (t->arena)
 		arena_free(t->arena);
+	target_fresh_close(t);
+	pageset_free(t->placed);
+	free(t->armed);
 	free(t->objects);
 	free(t->object_fds);
 	free(t->buf);
@@ -164,6 +169,7 @@ int memory_target_finish(struct memory_target *t, const MmEntry *mm, const struc
 {
 	if (same_list(t, mm, f) < 0)
 		return -1;
+	target_fresh_close(t);
 	process_pin(t->p);
 	int r = target_windows_drop(t, NULL, f);
 	if (r == 0)

@@ -29,6 +29,7 @@
 
 #include "image.h"
 #include "inet.h"
+#include "nfttable.h"
 #include "process.h"
 
 struct net_lock {
@@ -410,24 +411,10 @@ int net_lock_keep(const char *migration, const struct net_flow *flows, size_t n,
 
 int net_lock_remove(const char *table, struct fault *f)
 {
-	struct nft_ctx *nft;
-	char text[300], why[200];
-	int r = 0;
-
 	if (strncmp(table, TABLE_PREFIX, strlen(TABLE_PREFIX)) != 0 ||
 	    table[strspn(table, "abcdefghijklmnopqrstuvwxyzABCDEF0123456789-")])
 		return fault_set(f, FAULT_INTERNAL, "\"%s\" is not a table of ours", table);
-	nft = context_new(f);
-	if (!nft)
-		return -1;
-	snprintf(text, sizeof(text), "delete table inet %s\n", table);
-	if (nft_run_cmd_from_buffer(nft, text) != 0) {
-		first_error(nft, why, sizeof(why));
-		if (!strstr(why, "No such file"))
-			r = fault_set(f, FAULT_NETWORK, "remove the nft table %s: %s", table, why);
-	}
-	nft_ctx_free(nft);
-	return r;
+	return nfttable_delete(table, f);
 }
 
 static int add_flow(struct net_flow **flows, size_t *n, size_t *cap, const struct net_flow *w, struct fault *f)

@@ -452,6 +452,7 @@ static int refill(int fd, int queue, const uint8_t *data, size_t len, struct fau
 static int set_window(int fd, const InetSkEntry *isk, const TcpStreamEntry *t, struct fault *f)
 {
 	struct tcp_repair_window w = { t->snd_wl1, t->snd_wnd, t->max_window, t->rcv_wnd, t->rcv_wup };
+	uint32_t first = t->unsq_len < t->mss_clamp ? t->unsq_len : t->mss_clamp;
 
 	if (!t->has_snd_wnd)
 		return 0;
@@ -459,6 +460,12 @@ static int set_window(int fd, const InetSkEntry *isk, const TcpStreamEntry *t, s
 		w.rcv_wup--;
 		w.rcv_wnd++;
 	}
+	/* A closed window: it may have been opened under the lock, unheard, and the peer may leave our probe unanswered
+	 * (tcp_invalid_ratelimit) for 500 ms after one of the source's. One segment with data is always answered. */
+	if (t->outq_len == t->unsq_len && w.snd_wnd < first + sample_bytes(t))
+		w.snd_wnd = first + sample_bytes(t);
+	if (w.max_window < w.snd_wnd)
+		w.max_window = w.snd_wnd;
 	if (setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, &w, sizeof(w)) < 0)
 		return fault_errno(f, FAULT_KERNEL, "set the window of a TCP connection");
 	return 0;

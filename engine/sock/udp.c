@@ -5,8 +5,10 @@
 #include <errno.h>
 #include <linux/sockios.h>
 #include <linux/udp.h>
+#include <poll.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
+#include <time.h>
 
 #include "inet.h"
 #include "sock.h"
@@ -18,14 +20,19 @@ static bool udp_claims(const struct fd_info *i)
 	return S_ISSOCK(i->st.st_mode) && inet_kind_of(i->dup, &k) && k.type == SOCK_DGRAM && k.protocol == IPPROTO_UDP;
 }
 
+/* What is in SIOCOUTQ has been sent and waits in the device, for microseconds, or is held back by UDP_CORK or MSG_MORE,
+ * for as long as the program likes. */
 static bool is_corked(int fd)
 {
-	int queued = 0, cork = 0;
-	socklen_t len = sizeof(cork);
+	const struct timespec moment = { 0, 100000 };
+	int queued = 0;
 
-	/* Sent datagrams count until the device has them; corked ones stay (SIOCOUTQ alone can't tell). */
-	return ioctl(fd, SIOCOUTQ, &queued) == 0 && queued > 0 &&
-	       getsockopt(fd, IPPROTO_UDP, UDP_CORK, &cork, &len) == 0 && cork;
+	for (int i = 0; i < 20; i++) {
+		if (ioctl(fd, SIOCOUTQ, &queued) < 0 || queued == 0)
+			return false;
+		nanosleep(&moment, NULL);
+	}
+	return true;
 }
 
 static int udp_check(const struct fd_info *i, struct process *p, struct report *report, struct fd_needs *needs,
@@ -40,10 +47,10 @@ static int count_datagrams(struct fd_save *s, const struct fd_info *i, unsigned 
 {
 	int was, zero = 0, off = -1;
 	struct undo u = { .kind = UNDO_PEEK_OFF, .pid = s->p ? s->p->pid : 0, .fd = i->fd, .value = -1 };
-	char byte;
+	struct pollfd p = { i->dup, POLLIN, 0 };
 
 	*count = 0;
-	if (recv(i->dup, &byte, 1, MSG_PEEK | MSG_DONTWAIT | MSG_TRUNC) < 0)
+	if (poll(&p, 1, 0) <= 0 || !(p.revents & POLLIN))
 		return 0;
 	if (inet_peek_begin(s, i, &was, f) < 0)
 		return -1;
@@ -51,7 +58,7 @@ static int count_datagrams(struct fd_save *s, const struct fd_info *i, unsigned 
 		return -1;
 	if (setsockopt(i->dup, SOL_SOCKET, SO_PEEK_OFF, &zero, sizeof(zero)) == 0)
 		while (*count < 100000) {
-			static char buf[65536];
+			char buf[65536];
 			ssize_t n = recv(i->dup, buf, sizeof(buf), MSG_PEEK | MSG_DONTWAIT);
 
 			if (n < 0)
@@ -74,8 +81,8 @@ static int udp_save(struct fd_save *s, const struct fd_info *i, FileEntry *e, st
 
 	inet_object(i, object, sizeof(object));
 	if (is_corked(i->dup))
-		return fault_set(f, FAULT_UNSUPPORTED, "%s holds a datagram back (UDP_CORK), and it can't be read",
-				 object),
+		return fault_set(f, FAULT_UNSUPPORTED,
+				 "%s holds a datagram back (UDP_CORK, MSG_MORE), and it can't be read", object),
 		       fault_hint(f, "try again: it is gone when the program has sent it");
 	if (count_datagrams(s, i, &unread, f) < 0 || inet_save(s, i, e, f) < 0)
 		return fault_while(f, "saving %s", object);

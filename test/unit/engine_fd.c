@@ -956,6 +956,25 @@ static void test_limit(void **state)
 
 /* ---- what can't be moved ---- */
 
+/* A child that keeps all that is open now; its pid is in value[0]. */
+static void fork_holder(void)
+{
+	pid_t pid = fork();
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		pause();
+		_exit(0);
+	}
+	NEED(pid > 0);
+	sh->value[0] = pid;
+}
+
+static void end_holder(void)
+{
+	assert_true(sh->value[0] > 1);
+	kill(sh->value[0], SIGKILL);
+}
+
 static void make_refused(void)
 {
 	int s[2];
@@ -993,12 +1012,7 @@ static void make_refused(void)
 	int p2[2];
 	NEED(pipe(p2) == 0);
 	at(p2[0], 29, false);
-	sh->value[0] = fork();
-	if (sh->value[0] == 0) { /* stays here with the other end */
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		pause();
-		_exit(0);
-	}
+	fork_holder(); /* stays here with the other end */
 	close(p2[1]);
 	NEED(mkdir(in_dir("dead"), 0700) == 0 && chdir(in_dir("dead")) == 0 && rmdir(in_dir("dead")) == 0);
 }
@@ -1038,7 +1052,7 @@ static void test_refused(void **state)
 	assert_false(found(&r, REPORT_BLOCKER, "fd 15:", ""));
 	assert_int_equal(report_count(&r, REPORT_BLOCKER), (int)ARRAY_LEN(want));
 	report_done(&r);
-	kill(sh->value[0], SIGKILL);
+	end_holder();
 	let_go();
 }
 
@@ -1098,12 +1112,7 @@ static void make_lost_target(void)
 	at(epoll_create1(0), 10, false);
 	at(eventfd(0, 0), 11, false);
 	watch(10, 11, EPOLLIN, 1);
-	sh->value[0] = fork();
-	if (sh->value[0] == 0) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		pause();
-		_exit(0);
-	}
+	fork_holder();
 	close(11);
 }
 
@@ -1114,7 +1123,7 @@ static void test_lost_target(void **state)
 	struct report r = checked();
 	expect(&r, REPORT_BLOCKER, "fd 10: epoll", "what it watches as 11 is closed");
 	report_done(&r);
-	kill(sh->value[0], SIGKILL);
+	end_holder();
 	let_go();
 }
 

@@ -532,10 +532,6 @@ static void test_check_clean(void **state)
 	}
 }
 
-static struct {
-	pid_t child;
-} extra;
-
 static pid_t blocked_start(void (*what)(void))
 {
 	sh = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -558,11 +554,13 @@ static pid_t blocked_start(void (*what)(void))
 static void with_child(void)
 {
 	setsid();
-	extra.child = fork();
-	if (extra.child == 0) {
+	pid_t self = getpid();
+	if (fork() == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		for (;;)
+		alarm(TEST_SECONDS);
+		while (getppid() == self)
 			pause();
+		_exit(0);
 	}
 }
 

@@ -333,7 +333,6 @@ static void stream_of(const struct family *w, bool lock_first)
 	c = connection(w, l, 4444);
 	before = resets();
 	testnet_enter(&net, HOST_A);
-	set_option(c.there, SOL_SOCKET, SO_RCVBUF, 30000); /* a small window: our out-queue fills */
 	server = fork();
 	if (!server) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -354,7 +353,7 @@ static void stream_of(const struct family *w, bool lock_first)
 	close(l);
 	close(fd);
 	OK(net_lock_open(NULL, ID_A, &la, NULL, 0, &f));
-	while (s->server.received < 2000000 && !s->peer.error)
+	while ((s->server.received < 2000000 || s->peer.received < 2000000) && !s->peer.error)
 		usleep(1000);
 
 	/* Freeze; the peer goes on for a moment, then the lock. */
@@ -364,12 +363,15 @@ static void stream_of(const struct family *w, bool lock_first)
 	assert_true(inet_flow_of_socket(fd, &flow));
 	s->gap = 0;
 	if (!lock_first) {
-		s->peer_deaf = 1; /* keeps our out-queue full */
-		usleep(5000);
+		s->peer_deaf = 1; /* fills our out-queue, up to a closed window */
+		for (int full = 0; full < 10; full = unsent ? full + 1 : 0) {
+			usleep(1000);
+			ioctl(fd, SIOCOUTQNSD, &unsent);
+		}
 		s->hold = 1;
 		wait_for(&s->held);
-		for (in = out = 0; !in || !out; usleep(1000)) /* the peer goes on; alarm(2) bounds it */
-			ioctl(fd, SIOCINQ, &in), ioctl(fd, SIOCOUTQ, &out);
+		for (in = 0; !in; usleep(1000)) /* it goes on sending; alarm(2) bounds this */
+			ioctl(fd, SIOCINQ, &in);
 	}
 	t[0] = now_ms();
 	OK(net_lock_engage(la, &flow, 1, NULL, &f));
@@ -394,6 +396,7 @@ static void stream_of(const struct family *w, bool lock_first)
 	OK(fd);
 	t[5] = now_ms();
 	OK(net_address_add(&svc, NULL, &f));
+	OK(net_address_announce(&svc, &f));
 	OK(net_lock_release(lc, &f));
 	OK(socksave_commit(&m, e, fd, &f));
 	t[6] = now_ms();
@@ -404,8 +407,6 @@ static void stream_of(const struct family *w, bool lock_first)
 		serve(fd, s);
 		_exit(0);
 	}
-	OK(net_address_announce(&svc, &f));
-	t[7] = now_ms();
 	close(fd);
 	then = s->peer.received;
 	for (int i = 0; i < 5000 && s->peer.received < then + 20000000 && !s->peer.error; i++)
