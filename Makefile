@@ -3,7 +3,9 @@
 #   make BUILD=dir SAN=address,undefined CC=clang WERROR=1
 
 BUILD ?= build
-CC ?= gcc
+ifeq ($(origin CC),default)
+CC = gcc
+endif
 OPT ?= -O2 -g
 WERROR ?= 1
 SAN ?=
@@ -28,7 +30,7 @@ CFLAGS_ALL += -DINJECT=1
 endif
 
 ARCH := $(shell $(CC) -dumpmachine | cut -d- -f1)
-PROTO_GEN = $(BUILD)/gen/image.pb-c.c $(BUILD)/gen/wire.pb-c.c
+PROTO_GEN = $(foreach p,image wire,$(BUILD)/gen/$(p).pb-c.c $(BUILD)/gen/$(p).pb-c.h)
 
 # A layer sees its own folder and those below it: what is not on the include path can't be included.
 INC_proto = -Iproto -I$(BUILD)/gen
@@ -52,34 +54,41 @@ SRC_agent = $(filter-out $(wildcard agent/cpr-*.c),$(wildcard agent/*.c))
 PROGS = $(patsubst agent/%.c,$(BUILD)/%,$(wildcard agent/cpr-*.c)) $(patsubst transport/%.c,$(BUILD)/%,$(wildcard transport/cpr-*.c))
 
 OBJ = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+# A file whose text changes with $(2), and only then: what depends on it is made again with other flags or sources.
+STAMP = $(shell mkdir -p $(dir $(1)); printf '%s\n' '$(2)' | cmp -s - $(1) || printf '%s\n' '$(2)' >$(1))$(1)
+ifeq ($(filter clean format demo check check-full bench torture deps,$(MAKECMDGOALS)),)
+FLAGS := $(call STAMP,$(BUILD)/flags,$(CC) $(CFLAGS_ALL) $(LDFLAGS_ALL))
+$(foreach l,proto transport engine agent,$(eval LIST_$(l) := $(call STAMP,$(BUILD)/$(l).list,$(SRC_$(l)))))
+endif
 LIBS = $(BUILD)/libagent.a $(BUILD)/libengine.a $(BUILD)/libtransport.a $(BUILD)/libproto.a
 
 .PHONY: all
 all: $(PROGS)
 
-$(BUILD)/gen/%.pb-c.c: proto/%.proto
+# Both files come from one run; the header is a target too, so that objects follow a changed .proto.
+$(BUILD)/gen/%.pb-c.c $(BUILD)/gen/%.pb-c.h: proto/%.proto
 	@mkdir -p $(@D)
 	protoc-c -Iproto --c_out=$(@D) $<
 
-$(BUILD)/obj/gen/%.o: $(BUILD)/gen/%.c
+$(BUILD)/obj/gen/%.o: $(BUILD)/gen/%.c $(FLAGS)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS_ALL) -Wno-shadow $(PKG_proto) -I$(BUILD)/gen -c -o $@ $<
 
 define LAYER
-$(BUILD)/obj/$(1)/%.o: $(1)/%.c | $(PROTO_GEN)
+$(BUILD)/obj/$(1)/%.o: $(1)/%.c $(FLAGS) | $(PROTO_GEN)
 	@mkdir -p $$(@D)
 	$$(CC) $$(CFLAGS_ALL) -MMD -MP $$(INC_$(1)) $$(PKG_$(1)) -c -o $$@ $$<
-$(BUILD)/lib$(1).a: $$(call OBJ,$$(SRC_$(1)))
+$(BUILD)/lib$(1).a: $$(call OBJ,$$(SRC_$(1))) $$(LIST_$(1))
 	@rm -f $$@
-	ar rcs $$@ $$^
+	ar rcs $$@ $$(filter %.o,$$^)
 endef
 $(foreach l,transport engine agent,$(eval $(call LAYER,$(l))))
-$(BUILD)/obj/proto/%.o: proto/%.c | $(PROTO_GEN)
+$(BUILD)/obj/proto/%.o: proto/%.c $(FLAGS) | $(PROTO_GEN)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS_ALL) -MMD -MP $(INC_proto) $(PKG_proto) -c -o $@ $<
-$(BUILD)/libproto.a: $(call OBJ,$(SRC_proto)) $(BUILD)/obj/gen/image.pb-c.o $(BUILD)/obj/gen/wire.pb-c.o
+$(BUILD)/libproto.a: $(call OBJ,$(SRC_proto)) $(BUILD)/obj/gen/image.pb-c.o $(BUILD)/obj/gen/wire.pb-c.o $(LIST_proto)
 	@rm -f $@
-	ar rcs $@ $^
+	ar rcs $@ $(filter %.o,$^)
 
 $(BUILD)/cpr-%: $(BUILD)/obj/agent/cpr-%.o $(LIBS)
 	$(CC) $(CFLAGS_ALL) $(LDFLAGS_ALL) -o $@ $< -Wl,--start-group $(LIBS) -Wl,--end-group $(LIBS_ALL)
@@ -87,7 +96,10 @@ $(BUILD)/cpr-%: $(BUILD)/obj/agent/cpr-%.o $(LIBS)
 $(BUILD)/cpr-wire: $(BUILD)/obj/transport/cpr-wire.o $(BUILD)/libtransport.a $(BUILD)/libproto.a
 	$(CC) $(CFLAGS_ALL) $(LDFLAGS_ALL) -o $@ $^ $(call PL,$(PKGS_LIB) $(PKGS_transport) libseccomp) -lpthread
 
-# Unit tests: test/unit/LAYER_name.c links its layer and those below.
+# Nothing that is made is thrown away as intermediate.
+.SECONDARY:
+
+# Unit tests: test/unit/LAYER_name.c links its layer and those below; some run programs, too.
 UNIT = $(patsubst test/unit/%.c,$(BUILD)/unit/%,$(wildcard test/unit/*.c))
 LIBS_unit_proto = $(BUILD)/libproto.a
 LIBS_unit_transport = $(BUILD)/libtransport.a $(BUILD)/libproto.a
@@ -99,15 +111,17 @@ $(BUILD)/unit/%: test/unit/%.c $$(LIBS_unit_$$(firstword $$(subst _, ,$$*)))
 	$(CC) $(CFLAGS_ALL) -MMD -MP $(INC_test) $(PKG_agent) $(PKG_transport) $(LDFLAGS_ALL) -o $@ $< -Wl,--start-group $(LIBS_unit_$(firstword $(subst _, ,$*))) -Wl,--end-group $(LIBS_ALL) -lcmocka
 .PHONY: unit
 unit: $(UNIT)
+$(BUILD)/unit/transport_link $(BUILD)/bench/linkraw: | $(BUILD)/cpr-wire
+$(BUILD)/unit/agent_warden: | $(BUILD)/cpr-warden
 
 # Programs of the test suite: victims and helpers, free-standing.
 VICTIMS = $(patsubst test/victims/%.c,$(BUILD)/victims/%,$(wildcard test/victims/*.c)) $(patsubst test/victims/%.cc,$(BUILD)/victims/%,$(wildcard test/victims/*.cc))
 $(BUILD)/victims/%: test/victims/%.c
 	@mkdir -p $(@D)
-	gcc -std=gnu17 -D_GNU_SOURCE -O2 -g -Wall -Wextra -MMD -MP -Itest/lib -o $@ $< -lpthread -lrt
+	gcc -std=gnu17 -D_GNU_SOURCE -O2 -g -Wall -Wextra $(if $(filter-out 0,$(WERROR)),-Werror) -MMD -MP -Itest/lib -o $@ $< -lpthread -lrt
 $(BUILD)/victims/%: test/victims/%.cc
 	@mkdir -p $(@D)
-	g++ -O2 -g -Wall -Wextra -MMD -MP -Itest/lib -o $@ $< -lpthread
+	g++ -O2 -g -Wall -Wextra $(if $(filter-out 0,$(WERROR)),-Werror) -MMD -MP -Itest/lib -o $@ $< -lpthread
 .PHONY: victims
 victims: $(VICTIMS)
 
@@ -117,6 +131,19 @@ $(BUILD)/bench/%: test/bench/%.c $(LIBS)
 	$(CC) $(CFLAGS_ALL) -MMD -MP $(INC_test) $(PKG_agent) $(PKG_transport) $(LDFLAGS_ALL) -o $@ $< -Wl,--start-group $(LIBS) -Wl,--end-group $(LIBS_ALL)
 .PHONY: benches
 benches: $(BENCHES)
+
+# The programs find each other in one folder: DESTDIR=/tmp/x PREFIX=/usr for a package.
+PREFIX ?= /usr/local
+.PHONY: install
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/cpr
+	install $(BUILD)/cpr-migrate tools/cpr-pki $(DESTDIR)$(PREFIX)/bin
+	install $(filter-out %/cpr-migrate,$(PROGS)) $(DESTDIR)$(PREFIX)/libexec/cpr
+	install -d $(DESTDIR)$(PREFIX)/sbin
+	ln -sf ../libexec/cpr/cpr-agent $(DESTDIR)$(PREFIX)/sbin/cpr-agent
+	for p in docs/*.[1-8]; do install -D -m 644 $$p $(DESTDIR)$(PREFIX)/share/man/man$${p##*.}/$${p##*/} || exit 1; done
+	install -D -m 644 systemd/cpr.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/cpr.conf
+	install -D -m 644 systemd/cpr.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/cpr.conf
 
 .PHONY: deps demo check check-full bench torture format clean
 deps:
@@ -136,4 +163,4 @@ format:
 clean:
 	rm -rf $(BUILD)
 
--include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+-include $(shell find $(BUILD)/obj $(BUILD)/unit $(BUILD)/victims $(BUILD)/bench -name '*.d' -type f 2>/dev/null)

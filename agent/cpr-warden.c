@@ -24,16 +24,11 @@ static int usage(void)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{ "worker", required_argument, NULL, 'w' },
-		{ "wire", required_argument, NULL, 'x' },
-		{ "run-dir", required_argument, NULL, 'r' },
-		{ "ca", required_argument, NULL, 'a' },
-		{ "cert", required_argument, NULL, 'c' },
-		{ "key", required_argument, NULL, 'k' },
-		{ "wire-user", required_argument, NULL, 'u' },
-		{ "name", required_argument, NULL, 'n' },
-		{ "log-level", required_argument, NULL, 'l' },
-		{ 0 },
+		{ "worker", required_argument, NULL, 'w' },    { "wire", required_argument, NULL, 'x' },
+		{ "run-dir", required_argument, NULL, 'r' },   { "ca", required_argument, NULL, 'a' },
+		{ "cert", required_argument, NULL, 'c' },      { "key", required_argument, NULL, 'k' },
+		{ "wire-user", required_argument, NULL, 'u' }, { "name", required_argument, NULL, 'n' },
+		{ "log-level", required_argument, NULL, 'l' }, { 0 },
 	};
 	struct warden_conf conf = { .agent = SPAWN_FD };
 	const struct {

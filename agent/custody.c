@@ -19,6 +19,7 @@
 #include "address.h"
 #include "lock.h"
 #include "log.h"
+#include "nfttable.h"
 #include "procinfo.h"
 #include "sock.h"
 
@@ -43,7 +44,8 @@ static bool lock_run(int fd)
 
 int custody_host_open(const char *run_dir, struct custody_host *out, struct fault *f)
 {
-	struct custody_host h = { .run = -1 };
+	struct custody_host h = { .run = -1, .nft = -1 };
+	struct fault ignored;
 	if (freezer_host_find(&h.cgroups, f) < 0)
 		return -1;
 	auto_free char *boot = util_read_file(AT_FDCWD, "/proc/sys/kernel/random/boot_id", NULL);
@@ -60,6 +62,7 @@ int custody_host_open(const char *run_dir, struct custody_host *out, struct faul
 		return fault_hint(f, "Another cpr-warden works there, or finishes what it began.");
 	}
 	h.run = take_fd(&run);
+	h.nft = nfttable_open(&ignored); /* -1: there is no netfilter here, or it comes later */
 	*out = h;
 	return 0;
 }
@@ -67,6 +70,7 @@ int custody_host_open(const char *run_dir, struct custody_host *out, struct faul
 void custody_host_close(struct custody_host *h)
 {
 	util_close(&h->run);
+	util_close(&h->nft);
 }
 
 /* ---- processes ---- */
@@ -431,8 +435,7 @@ static int undo_address(const struct custody *c, const struct undo *u, struct fa
 
 static int undo_table(const struct custody *c, const struct undo *u, struct fault *f)
 {
-	(void)c;
-	return net_lock_remove(u->name, f);
+	return net_lock_remove(c->host->nft, u->name, f);
 }
 
 static int (*const undoers[])(const struct custody *c, const struct undo *u, struct fault *f) = {
@@ -473,7 +476,7 @@ int custody_undo(struct custody *c, struct fault *f)
 static int forget(struct custody *c, struct fault *f)
 {
 	for (size_t i = 0; i < c->j.n_undo; i++)
-		if (c->j.undo[i].kind == UNDO_NFT_TABLE && net_lock_remove(c->j.undo[i].name, f) < 0)
+		if (c->j.undo[i].kind == UNDO_NFT_TABLE && net_lock_remove(c->host->nft, c->j.undo[i].name, f) < 0)
 			return -1;
 	size_t n = c->j.n_undo;
 	c->j.n_undo = 0;

@@ -22,6 +22,7 @@ struct net_flow;
 
 struct custody_host {
 	int run; /* the run directory, locked: one warden */
+	int nft; /* nfttable_open: kept, for what has to go while a process is frozen */
 	struct freezer_host cgroups;
 	char boot_id[JOURNAL_ID];
 };

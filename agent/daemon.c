@@ -152,6 +152,12 @@ static int listen_all(struct daemon *d, struct fault *f)
 	return d->api ? 0 : -1;
 }
 
+/* Libevent's own words, such as "All nameservers have failed": faults say the same, and whom it concerns. */
+static void on_library_log(int severity, const char *text)
+{
+	log_line(severity >= EVENT_LOG_ERR ? LOG_LEVEL_ERR : LOG_LEVEL_DEBUG, "libevent", "%s", text);
+}
+
 static struct event *watch(struct daemon *d, int fd, short what, event_callback_fn fn)
 {
 	struct event *e = event_new(d->base, fd, what, fn, d);
@@ -173,6 +179,7 @@ struct daemon *daemon_new(const struct conf *c, const struct listeners *l, json_
 		daemon_free(d);
 		return NULL;
 	}
+	event_set_log_callback(on_library_log);
 	d->base = event_base_new();
 	if (!d->base)
 		abort();

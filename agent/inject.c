@@ -8,12 +8,24 @@
 #include <string.h>
 #include <unistd.h>
 
+/* What is wanted: the variable itself, or the first line of the file that "@PATH" names. "": nothing. */
+static void wanted(char *buf, size_t len)
+{
+	const char *v = getenv("CPR_INJECT");
+	snprintf(buf, len, "%s", v && *v != '@' ? v : "");
+	FILE *f = v && *v == '@' ? fopen(v + 1, "re") : NULL;
+	if (f && fgets(buf, (int)len, f))
+		buf[strcspn(buf, "\n")] = 0;
+	if (f)
+		fclose(f);
+}
+
 int inject_at(const char *side, const char *stage, const char *when, struct fault *f)
 {
-	const char *want = getenv("CPR_INJECT");
-	char here[128];
+	char want[256], here[128];
+	wanted(want, sizeof(want));
 	int n = snprintf(here, sizeof(here), "%s:%s:%s:", side, stage, when);
-	if (!want || strncmp(want, here, (size_t)n) != 0)
+	if (strncmp(want, here, (size_t)n) != 0)
 		return 0;
 	if (!strcmp(want + n, "kill"))
 		kill(getpid(), SIGKILL);

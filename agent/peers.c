@@ -141,6 +141,12 @@ static void give_up(struct peer *x, const struct fault *why)
 		p->h.failed(p->ctx, conn, why);
 }
 
+static void hint_name(const struct peer *x, struct fault *f)
+{
+	fault_hint(f, "Check the name, or give its address with hosts = %s=ADDR in %s.", x->host,
+		   x->p->conf->config ? x->p->conf->config : CONF_FILE);
+}
+
 static void on_timeout(evutil_socket_t fd, short what, void *ctx)
 {
 	struct peer *x = ctx;
@@ -153,9 +159,14 @@ static void on_timeout(evutil_socket_t fd, short what, void *ctx)
 			  x->outgoing ? x->host : x->text, PEERS_HANDSHAKE_SECONDS);
 		if (x->outgoing)
 			fault_hint(&f, "Is it cpr-agent that listens at %s?", x->text);
+	} else if (x->state == PEER_RESOLVE) {
+		fault_set(&f, FAULT_HOST_UNREACHABLE,
+			  "the name \"%s\" can't be resolved: no name server answered in %d s", x->host,
+			  PEERS_CONNECT_SECONDS);
+		hint_name(x, &f);
 	} else {
-		fault_set(&f, FAULT_HOST_UNREACHABLE, "%s did not answer at %s in %d s", x->host,
-			  x->text[0] ? x->text : "any address", PEERS_CONNECT_SECONDS);
+		fault_set(&f, FAULT_HOST_UNREACHABLE, "%s did not answer at %s in %d s", x->host, x->text,
+			  PEERS_CONNECT_SECONDS);
 		fault_hint(&f, "Check the address, and that no firewall drops port %u.", x->port);
 	}
 	give_up(x, &f);
@@ -257,8 +268,7 @@ static void on_resolved_later(evutil_socket_t fd, short what, void *ctx)
 		memcpy(x->addr, l->addr, sizeof(x->addr));
 		fault_set(&x->last, FAULT_HOST_UNREACHABLE, "the name \"%s\" can't be resolved: %s", x->host,
 			  l->result ? evutil_gai_strerror(l->result) : "it has no address");
-		fault_hint(&x->last, "Check the name, or give its address with hosts = %s=ADDR in %s.", x->host,
-			   x->p->conf->config ? x->p->conf->config : CONF_FILE);
+		hint_name(x, &x->last);
 	}
 	lookup_free(l);
 	if (x)

@@ -48,8 +48,11 @@ void rounds_add(struct rounds *r, const struct round *round)
 		r->no_better++;
 	}
 	double ms = (double)need_ns / 1e6, target = (double)r->downtime_ns / 1e6;
+	/* Good enough; but while rounds shrink fast, a short one more makes the pause shorter by nearly all of that. */
+	bool enough = need_ns <= r->downtime_ns;
+	bool shrinks = need_ns > ROUNDS_WORTH_NS && round->dirty_pages < round->pages / 4;
 	r->done = true;
-	if (need_ns <= r->downtime_ns)
+	if (enough && !(shrinks && r->n < r->max))
 		snprintf(r->reason, sizeof(r->reason), "%llu pages are left: %.1f ms at %llu MB/s, target %.1f ms",
 			 (unsigned long long)round->dirty_pages, ms, (unsigned long long)(r->bandwidth / 1000000u),
 			 target);
@@ -58,7 +61,8 @@ void rounds_add(struct rounds *r, const struct round *round)
 			 (unsigned long long)round->dirty_pages, ms);
 	else if (r->no_better >= 3)
 		snprintf(r->reason, sizeof(r->reason),
-			 "the process writes as fast as the link takes: no fewer dirty pages for %u rounds; %llu are left (%.1f ms)",
+			 "the process writes as fast as the link takes: no fewer dirty pages for %u rounds; %llu are "
+			 "left (%.1f ms)",
 			 r->no_better, (unsigned long long)round->dirty_pages, ms);
 	else
 		r->done = false;

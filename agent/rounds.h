@@ -1,6 +1,7 @@
 /*
  * When pre-copy has done what it can: by estimate (what is left / measured bandwidth <= downtime target), by a bound
- * on rounds, or because rounds no longer help. Pure bookkeeping.
+ * on rounds, or because rounds no longer help. Within the target it goes on only while rounds shrink fast and what is
+ * left would still be felt. Pure bookkeeping.
  */
 #ifndef AGENT_ROUNDS_H
 #define AGENT_ROUNDS_H
@@ -9,7 +10,8 @@
 #include "wire.pb-c.h"
 
 #define ROUNDS_DOWNTIME_US 20000u /* default target */
-#define ROUNDS_MAX 20u
+#define ROUNDS_MAX	   20u
+#define ROUNDS_WORTH_NS	   2000000u /* less than this in the pause is not worth another round */
 
 struct round {
 	uint64_t start_ns, end_ns;

@@ -24,7 +24,7 @@
 
 #define WIRES_MAX   256
 #define WORKERS_MAX 64
-#define SWEEP_MS 1000
+#define SWEEP_MS    1000
 #define LINGER_MS   3000
 
 struct wire {
@@ -266,7 +266,8 @@ static void wire_ended(struct warden *w, struct wire *x)
 
 /* ---- starting workers ---- */
 
-static int send_start(const struct warden *w, const struct worker *k, struct wire *x, const struct wp_ask *a, int events, struct fault *f)
+static int send_start(const struct warden *w, const struct worker *k, struct wire *x, const struct wp_ask *a,
+		      int events, struct fault *f)
 {
 	struct wp_start s = { .size = sizeof(s), .side = a->side, .pid = a->pid, .options_len = a->options_len };
 	int fds[WP_START_FDS];
@@ -797,7 +798,7 @@ static void free_all(struct warden *w)
 
 int warden_run(const struct warden_conf *conf, struct fault *f)
 {
-	struct warden w = { .conf = conf, .agent = conf->agent, .signals = -1, .host = { .run = -1 } };
+	struct warden w = { .conf = conf, .agent = conf->agent, .signals = -1, .host = { .run = -1, .nft = -1 } };
 	struct wp_event hello = { .kind = WP_EVENT_READY };
 	LIST_INIT(&w.wires);
 	LIST_INIT(&w.workers);

@@ -12,7 +12,7 @@
 struct warden_conf {
 	const char *worker, *wire, *run_dir, *ca, *cert, *key, *wire_user;
 	const char *name; /* of this host, for messages */
-	int agent; /* SOCK_SEQPACKET, connected: the agent that started us */
+	int agent;	  /* SOCK_SEQPACKET, connected: the agent that started us */
 };
 
 /* Until the agent is gone, or SIGTERM came, and no worker is left. */

@@ -31,8 +31,9 @@ static int exec_warden(const struct wa_paths *p, int sock, pid_t *pid, int *pidf
 	char level[16];
 	snprintf(level, sizeof(level), "%d", p->log_level);
 	const char *argv[] = {
-		p->warden, "--worker", p->worker, "--wire", p->wire,	   "--run-dir",	 p->run_dir,	"--ca", p->ca,
-		"--cert",  p->cert,    "--key",	  p->key,   "--wire-user", p->wire_user, "--name", p->name, "--log-level", level, NULL,
+		p->warden,    "--worker", p->worker, "--wire",	    p->wire, "--run-dir", p->run_dir,
+		"--ca",	      p->ca,	  "--cert",  p->cert,	    "--key", p->key,	  "--wire-user",
+		p->wire_user, "--name",	  p->name,   "--log-level", level,   NULL,
 	};
 	return spawn((char *const *)argv, sock, SPAWN_SESSION, pid, pidfd, f);
 }

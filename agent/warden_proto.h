@@ -34,7 +34,7 @@ struct wp_ask {
 	int32_t pid;
 	uint32_t options_len;
 	char migration[WP_ID];
-	char expect[WP_NAME_MAX]; /* WIRE: "" for any */
+	char expect[WP_NAME_MAX];	 /* WIRE: "" for any */
 	uint8_t options[WP_OPTIONS_MAX]; /* WORKER: packed Cpr__Options; CLOSE_WIRE: packed Cpr__Abort for the peer */
 };
 

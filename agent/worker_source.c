@@ -12,6 +12,7 @@
  */
 #include "worker.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,7 +50,6 @@ struct source {
 	struct filetab *files;
 	struct memory *m;
 	struct image *img;
-	struct stop_times *times;
 	struct fd_save fds; /* from one phase to the next */
 	size_t files_before; /* entries of files before descriptors were saved */
 	struct net_lock *lock;
@@ -138,13 +138,13 @@ static int vet_stopped(struct source *s, struct look *l, struct fault *f)
 	struct arena *a = s->w->arena;
 	Cpr__Offer *o = &s->offer;
 	uint8_t digest[16];
-	if (look_stopped(s, l, f) < 0 ||
-	    memory_check(s->p, &s->w->report, a, &o->files, &o->n_files, &o->memory_bytes, f) < 0 ||
-	    memory_vdso_info(s->p, digest, &o->vdso_pages, &o->vvar_pages, f) < 0)
+	if (look_stopped(s, l, f) < 0 || memory_vdso_info(s->p, digest, &o->vdso_pages, &o->vvar_pages, f) < 0)
 		return -1;
 	o->has_vdso_pages = o->has_vvar_pages = true;
 	o->has_vdso_digest = true;
 	o->vdso_digest = (ProtobufCBinaryData){ sizeof(digest), arena_memdup(a, digest, sizeof(digest)) };
+	if (state_offer(s->p, s->r, o, f) < 0 || net_lock_flows_of(s->p, &s->flows, &s->n_flows, f) < 0)
+		return -1;
 	return identity_read(s->p, a, &o->task, f);
 }
 
@@ -211,9 +211,11 @@ static int blocked(struct source *s, struct fault *f)
 	for (size_t i = 0; i < s->w->report.n && !first; i++)
 		if (s->w->report.findings[i].severity == REPORT_BLOCKER)
 			first = &s->w->report.findings[i];
-	fault_set(f, first->code, "%s: %s%s", first->object, first->reason, n > 1 ? ", and more" : "");
+	if (n > 1)
+		return fault_set(f, first->code, "%s: %s, and %zu more", first->object, first->reason, n - 1);
+	fault_set(f, first->code, "%s: %s", first->object, first->reason);
 	if (first->remedy)
-		fault_hint(f, "%s.", first->remedy);
+		fault_hint(f, "%c%s.", toupper((unsigned char)first->remedy[0]), first->remedy + 1);
 	return -1;
 }
 
@@ -240,6 +242,10 @@ static int vet(void *side, struct fault *f)
 	s->offer.options = s->options;
 	fill_host(&s->offer, s->w->arena);
 	int r = find_addresses(s, f);
+	/* While it runs: smaps walks all page tables, 20 ms a GiB. */
+	if (r == 0)
+		r = memory_check(s->p, &s->w->report, s->w->arena, &s->offer.files, &s->offer.n_files,
+				 &s->offer.memory_bytes, f);
 	if (r == 0)
 		r = look(s, vet_stopped, &first, f);
 	if (r == 0) {
@@ -300,12 +306,14 @@ static int offer(void *side, struct fault *f)
 	return worker_step(w, HANDOFF_EV_ACCEPT, "accepted", f);
 }
 
-/* Ready before the pause: the lock's context takes milliseconds. */
+/* Ready before the pause: the lock's context takes milliseconds, and so do many flows. */
 static int prepare_lock(void *side, struct fault *f)
 {
 	struct source *s = side;
-	return net_lock_open(s->options->network_lock, s->w->start.migration, &s->lock, s->lock_why, sizeof(s->lock_why),
-			     f);
+	if (net_lock_open(s->options->network_lock, s->w->start.migration, &s->lock, s->lock_why, sizeof(s->lock_why),
+			  f) < 0)
+		return -1;
+	return net_lock_prepare(s->lock, s->flows, s->n_flows, f);
 }
 
 /* ---- rounds ---- */
@@ -450,7 +458,7 @@ static int collect(struct source *s, struct fault *f)
 	uint64_t boottime;
 	size_t span = spans_begin(&w->spans, "threads");
 	identity_clocks(s->p, &s->frozen_process_ns, &boottime);
-	if (state_save(s->p, s->r, s->times, w->start.migration, s->img, &w->report, f) < 0 ||
+	if (state_save(s->p, s->r, NULL, w->start.migration, s->img, &w->report, f) < 0 ||
 	    memory_save(s->m, s->r, s->img, f) < 0)
 		return -1;
 	spans_end(&w->spans, span);
@@ -472,7 +480,7 @@ static int collect(struct source *s, struct fault *f)
 static int stop_and_collect(struct source *s, struct fault *f)
 {
 	struct worker *w = s->w;
-	s->times = stop_times_read(s->p->pid);
+	process_prepare(s->p); /* when its threads fell asleep: before the pause */
 	s->freeze_ns = util_monotonic_ns();
 	size_t span = spans_begin(&w->spans, "stop");
 	if (stop(s, f) < 0)
@@ -486,7 +494,6 @@ static int let_go_again(struct source *s, size_t spans_before, struct fault *f)
 {
 	if (go_on(s, f) < 0)
 		return -1;
-	stop_times_free(take_ptr(s->times));
 	filetab_truncate(s->files, s->files_before);
 	image_free(s->img);
 	s->img = image_new();
@@ -554,6 +561,7 @@ static int network(void *side, struct fault *f)
 	struct source *s = side;
 	struct worker *w = s->w;
 	size_t span = spans_begin(&w->spans, "network lock");
+	free(take_ptr(s->flows));
 	if (net_lock_flows_of(s->p, &s->flows, &s->n_flows, f) < 0 ||
 	    net_lock_engage(s->lock, s->flows, s->n_flows, wc_undo_log(w->wc), f) < 0 || take_addresses(s, f) < 0)
 		return -1;
@@ -722,13 +730,11 @@ static void take_back(struct source *s, const struct fault *why)
 		log_err(subject, "%s", f.what);
 		remote_forget(r);
 	}
-	worker_send_abort(w, why);
 	if (s->adopted && wc_undo(w->wc, &f) < 0)
 		log_err(subject, "%s", f.what);
-	if (s->lock) {
-		net_lock_close(s->lock);
-		s->lock = NULL;
-	}
+	/* Closing it takes 20 ms more, and can wait. */
+	if (s->lock && net_lock_release(s->lock, &f) < 0)
+		log_err(subject, "%s", f.what);
 	if (s->p) {
 		process_unpin(s->p);
 		if (s->p->stopped && process_release(s->p, &f) < 0)
@@ -736,6 +742,8 @@ static void take_back(struct source *s, const struct fault *why)
 	}
 	if (s->frozen && wc_thaw(w->wc, &f) < 0)
 		log_err(subject, "%s", f.what);
+	/* Now that it runs: who is told may be slow to hear it. */
+	worker_send_abort(w, why);
 	for (size_t i = 0; i < s->removed; i++)
 		if (net_address_announce(&s->addresses[i], &f) < 0)
 			log_err(subject, "%s", f.what);
@@ -764,7 +772,6 @@ static void fail(struct source *s, struct fault *f)
 static void done(struct source *s)
 {
 	memory_close(s->m);
-	stop_times_free(s->times);
 	if (s->lock)
 		net_lock_close(s->lock);
 	keep_free(s->keep);

@@ -26,6 +26,7 @@
 #define OFFER_TIMEOUT_MS 120000 /* the source vets first */
 #define FRAME_TIMEOUT_MS 60000
 #define COMMIT_TIMEOUT_MS 60000
+#define CLOCK_WAIT_MAX_NS 10000000000u
 
 struct target {
 	struct worker *w;
@@ -42,7 +43,7 @@ struct target {
 	size_t n_addresses;
 	size_t added;
 	int cgroup_fd;
-	uint64_t born_ns; /* CLOCK_MONOTONIC when the vessel's clocks were fixed */
+	uint64_t offered_ns; /* our CLOCK_MONOTONIC when the offer, with the process's clocks, came */
 	uint64_t pages, bytes;
 	uint32_t rounds;
 	bool named;
@@ -101,10 +102,14 @@ static int make_vessel(struct target *t, struct fault *f)
 		.cgroup_fd = t->cgroup_fd,
 		.monotonic_ns = t->offer->monotonic_ns,
 		.boottime_ns = t->offer->boottime_ns,
+		/* Files were looked at since: if that time were lost, the pause would be as long (wait_for_clock). */
+		.at_ns = t->offered_ns,
 	};
-	t->born_ns = util_monotonic_ns();
 	if (vessel_new(&spec, &t->v, f) < 0)
 		return fault_while(f, "making pid %u", task->pid);
+	/* What takes longer with more threads comes before them. */
+	if (state_prepare(t->v, t->offer, f) < 0)
+		return -1;
 	return vessel_threads(t->v, task->tids, task->n_tids, f);
 }
 
@@ -133,6 +138,7 @@ static int receive_offer(void *side, struct fault *f)
 	struct frame fr;
 	if (worker_hello(w, w->arena, &peer, f) < 0 || worker_expect(w, FRAME_OFFER, &fr, OFFER_TIMEOUT_MS, f) < 0)
 		return -1;
+	t->offered_ns = util_monotonic_ns();
 	t->offer = link_unpack(&fr, &cpr__offer__descriptor, w->arena, f);
 	if (!t->offer)
 		return -1;
@@ -419,13 +425,21 @@ static int ready(void *side, struct fault *f)
  * at most, has to have passed. */
 static void wait_for_clock(const struct target *t)
 {
-	uint64_t now = t->offer->monotonic_ns + (util_monotonic_ns() - t->born_ns);
+	uint64_t now = t->offer->monotonic_ns + (util_monotonic_ns() - t->offered_ns);
 	if (now >= t->seal->frozen_monotonic_ns)
 		return;
 	uint64_t ns = t->seal->frozen_monotonic_ns - now;
-	if (ns > 1000000000u)
-		ns = 1000000000u;
+	if (ns > CLOCK_WAIT_MAX_NS)
+		ns = CLOCK_WAIT_MAX_NS;
 	nanosleep(&(struct timespec){ (time_t)(ns / 1000000000u), (long)(ns % 1000000000u) }, NULL);
+}
+
+static void announce(const struct target *t)
+{
+	struct fault f = { 0 };
+	for (size_t i = 0; i < t->n_addresses; i++)
+		if (net_address_announce(&t->addresses[i], &f) < 0)
+			log_err(t->w->events.migration, "%s", f.what);
 }
 
 static int run(void *side, struct fault *f)
@@ -440,6 +454,7 @@ static int run(void *side, struct fault *f)
 	spans_end(&w->spans, span);
 	span = spans_begin(&w->spans, "thaw");
 	wait_for_clock(t);
+	announce(t); /* before the first segment leaves: its answer has to find the way here */
 	if (net_lock_release(t->lock, f) < 0 || fdtab_commit(t->v, t->img, f) < 0)
 		return -1;
 	struct vessel *v = take_ptr(t->v);
@@ -475,9 +490,6 @@ static void after(struct target *t)
 {
 	struct worker *w = t->w;
 	struct fault f = { 0 };
-	for (size_t i = 0; i < t->n_addresses; i++)
-		if (net_address_announce(&t->addresses[i], &f) < 0)
-			log_err(w->events.migration, "%s", f.what);
 	Cpr__Resumed m = CPR__RESUMED__INIT;
 	m.has_peak_rss_bytes = true;
 	m.peak_rss_bytes = worker_peak_rss();

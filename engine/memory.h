@@ -40,7 +40,7 @@ struct memory;
 int memory_open(struct process *p, struct remote *r, const char *tracking, struct filetab *files, struct memory **out,
 		struct fault *f) MUST_CHECK;
 const char *memory_tracking(const struct memory *m);
-/* Blockers of the process's mappings, and the files they need; process stopped. */
+/* Blockers of the process's mappings, and the files they need. The process may run: it takes 20 ms a GiB. */
 int memory_check(struct process *p, struct report *report, struct arena *a, Cpr__NeededFile ***files, size_t *n_files,
 		 uint64_t *resident_bytes, struct fault *f) MUST_CHECK;
 /* Reads the mappings anew, registers new ones with the tracker, finds what has to be sent. *maps_changed: memory_mm()

@@ -326,7 +326,7 @@ static int move_vdso(struct memory_target *t, const struct maps *have, const MmE
 		there &= now.v[i].start == want.v[i].start;
 	if (there)
 		return 0;
-	uint64_t low = now.v[0].start, high = now.v[now.n - 1].end, to[ARRAY_LEN(want.v)];
+	uint64_t low = now.v[0].start, high = now.v[now.n - 1].end, to[ARRAY_LEN(want.v)] = { 0 };
 	for (size_t i = 0; i < want.n; i++)
 		clear &= want.v[i].end <= low || want.v[i].start >= high;
 	if (!clear) { /* aside first */

@@ -142,7 +142,8 @@ static int save_thread(struct saving *s, struct thread *th, struct fault *f)
 static TaskKobjIdsEntry *make_ids(struct arena *a)
 {
 	TaskKobjIdsEntry *e = arena_msg(a, TaskKobjIdsEntry, task_kobj_ids_entry);
-	e->vm_id = e->files_id = e->fs_id = e->sighand_id = FULL_ID;
+	e->vm_id = e->fs_id = e->sighand_id = FULL_ID;
+	e->files_id = IMAGE_FILES_ID;
 	e->has_pid_ns_id = e->has_net_ns_id = e->has_ipc_ns_id = e->has_uts_ns_id = true;
 	e->has_mnt_ns_id = e->has_user_ns_id = e->has_cgroup_ns_id = e->has_time_ns_id = true;
 	e->pid_ns_id = 1;

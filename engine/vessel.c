@@ -176,13 +176,17 @@ static int own_offset(const char *clock, int64_t *ns)
 	return 0;
 }
 
-/* Offsets count from the host's clocks; ours may be shifted already. */
-static int clock_offset(const char *name, int clockid, uint64_t wanted, int64_t *s, int64_t *ns)
+/* Offsets count from the host's clocks; ours may be shifted already. `wanted` was right when our monotonic clock said
+ * at_ns (0: now), which may be a while ago: an offset that is too late would let the process's clock go back. */
+static int clock_offset(const char *name, int clockid, uint64_t wanted, uint64_t at_ns, int64_t *s, int64_t *ns)
 {
 	int64_t own, off;
 	if (own_offset(name, &own) < 0)
 		return -1;
-	off = (int64_t)wanted - ((int64_t)util_clock_ns(clockid) - own);
+	uint64_t now = util_clock_ns(clockid), passed = 0;
+	if (at_ns)
+		passed = (clockid == CLOCK_MONOTONIC ? now : util_monotonic_ns()) - at_ns;
+	off = (int64_t)(wanted + passed) - ((int64_t)now - own);
 	*s = off / SECOND - (off % SECOND < 0);
 	*ns = off - *s * SECOND;
 	return 0;
@@ -199,8 +203,8 @@ static int set_clocks(const struct vessel_spec *spec, struct fault *f)
 		return fault_hint(f, "The destination's kernel needs CONFIG_TIME_NS.");
 	}
 	/* what is shifted is the children's namespace: ours still has the worker's clocks */
-	if (clock_offset("monotonic", CLOCK_MONOTONIC, spec->monotonic_ns, &ms, &mns) < 0 ||
-	    clock_offset("boottime", CLOCK_BOOTTIME, spec->boottime_ns, &bs, &bns) < 0)
+	if (clock_offset("monotonic", CLOCK_MONOTONIC, spec->monotonic_ns, spec->at_ns, &ms, &mns) < 0 ||
+	    clock_offset("boottime", CLOCK_BOOTTIME, spec->boottime_ns, spec->at_ns, &bs, &bns) < 0)
 		return fault_set(f, FAULT_KERNEL, "read /proc/self/timens_offsets");
 	snprintf(text, sizeof(text), "monotonic %lld %lld\nboottime %lld %lld\n", (long long)ms, (long long)mns,
 		 (long long)bs, (long long)bns);

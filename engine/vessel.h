@@ -27,8 +27,9 @@ struct vessel_spec {
 	bool new_session; /* pid is its own session leader (else a new session, too: see TaskInfo) */
 	bool new_group;
 	int cgroup_fd;	       /* cgroup2 directory for CLONE_INTO_CGROUP; -1: the worker's own */
-	uint64_t monotonic_ns; /* the process's clocks now; 0, 0: no time namespace */
+	uint64_t monotonic_ns; /* the process's clocks at at_ns; 0, 0: no time namespace */
 	uint64_t boottime_ns;
+	uint64_t at_ns; /* our CLOCK_MONOTONIC when they were that; 0: now */
 };
 
 struct vessel;

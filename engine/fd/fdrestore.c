@@ -128,7 +128,7 @@ static int check_numbers(const struct plan *plan, struct fault *f)
 static int plan_read(const struct fd_restore *s, struct plan *plan, struct fault *f)
 {
 	size_t pos = 0, cap = 0;
-	for (const struct image_entry *e; (e = image_next(s->img, IMAGE_FDINFO, (uint32_t)s->pid, &pos));) {
+	for (const struct image_entry *e; (e = image_next(s->img, IMAGE_FDINFO, IMAGE_FILES_ID, &pos));) {
 		const FdinfoEntry *d = e->msg;
 		if (util_grow((void **)&plan->v, &cap, plan->n, sizeof(*plan->v)) < 0)
 			abort();
@@ -348,7 +348,7 @@ int fdtab_commit(struct vessel *v, const struct image *img, struct fault *f)
 			continue;
 		size_t pos = 0;
 		const struct image_entry *d;
-		while ((d = image_next(img, IMAGE_FDINFO, (uint32_t)p->pid, &pos)))
+		while ((d = image_next(img, IMAGE_FDINFO, IMAGE_FILES_ID, &pos)))
 			if (((const FdinfoEntry *)d->msg)->id == e->id)
 				break;
 		if (!d)

@@ -155,7 +155,7 @@ static int put_fdinfo(struct fd_save *s, struct fault *f)
 		e->flags = s->all[i].flags & O_CLOEXEC ? FD_CLOEXEC : 0;
 		e->type = filetab_find(s->files, id)->type;
 		e->fd = (uint32_t)s->all[i].fd;
-		if (image_put(s->img, IMAGE_FDINFO, (uint32_t)s->p->pid, e, NULL, 0, f) < 0)
+		if (image_put(s->img, IMAGE_FDINFO, IMAGE_FILES_ID, e, NULL, 0, f) < 0)
 			return -1;
 	}
 	return 0;

@@ -409,12 +409,15 @@ int net_lock_keep(const char *migration, const struct net_flow *flows, size_t n,
 	return r;
 }
 
-int net_lock_remove(const char *table, struct fault *f)
+int net_lock_remove(int nft, const char *table, struct fault *f)
 {
 	if (strncmp(table, TABLE_PREFIX, strlen(TABLE_PREFIX)) != 0 ||
 	    table[strspn(table, "abcdefghijklmnopqrstuvwxyzABCDEF0123456789-")])
 		return fault_set(f, FAULT_INTERNAL, "\"%s\" is not a table of ours", table);
-	return nfttable_delete(table, f);
+	auto_fd own = nft < 0 ? nfttable_open(f) : -1;
+	if (nft < 0 && own < 0)
+		return -1;
+	return nfttable_delete(nft < 0 ? own : nft, table, f);
 }
 
 static int add_flow(struct net_flow **flows, size_t *n, size_t *cap, const struct net_flow *w, struct fault *f)

@@ -37,7 +37,8 @@ int net_lock_release(struct net_lock *l, struct fault *f) MUST_CHECK;
 void net_lock_close(struct net_lock *l); /* releases, too */
 /* For the warden: a plain table of the same rules, "cpr-<uuid>-kept", that outlives the worker; and its removal. */
 int net_lock_keep(const char *migration, const struct net_flow *flows, size_t n, struct fault *f) MUST_CHECK;
-int net_lock_remove(const char *table, struct fault *f) MUST_CHECK; /* "inet <table>"; missing is fine */
+/* "inet <table>"; missing is fine. nft: of nfttable_open, or -1 for one of its own, which takes longer. */
+int net_lock_remove(int nft, const char *table, struct fault *f) MUST_CHECK;
 /* Flows of the inet sockets that an image describes, and of a stopped process. */
 struct image;
 int net_lock_flows(const struct image *img, struct net_flow **flows, size_t *n, struct fault *f) MUST_CHECK;

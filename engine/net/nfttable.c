@@ -13,9 +13,6 @@
 
 #define ANSWER_S 2 /* another transaction may be at work */
 
-/* nf_tables takes changes only as a batch: begin, the change, end. */
-enum { SEQ_BEGIN = 1, SEQ_DELETE, SEQ_END };
-
 struct batch {
 	char buf[512] __attribute__((aligned(NLMSG_ALIGNTO)));
 	size_t len;
@@ -50,7 +47,7 @@ static void add_name(struct batch *b, struct nlmsghdr *h, const char *name)
 	b->len += NLA_ALIGN(a->nla_len);
 }
 
-static int open_socket(struct fault *f)
+int nfttable_open(struct fault *f)
 {
 	const struct timeval wait = { .tv_sec = ANSWER_S };
 	auto_fd s = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_NETFILTER);
@@ -59,33 +56,61 @@ static int open_socket(struct fault *f)
 	return take_fd(&s);
 }
 
-/* Errno of the batch, 0 when it was done. Its parts are answered in order, and only those that fail or ask for it. */
-static int answer(int s)
+/* The errno that the kernel answers with, 0: done, or found. Of a batch only the parts are answered that fail or ask
+ * for it; here one is due. What answers an older request, one that was given up on, is passed over. */
+static int answer(int s, uint32_t seq)
 {
-	char buf[4096] __attribute__((aligned(NLMSG_ALIGNTO)));
-	ssize_t n = recv(s, buf, sizeof(buf), 0);
-	if (n < 0)
-		return errno;
-	const struct nlmsghdr *h = (const struct nlmsghdr *)buf;
-	if (!NLMSG_OK(h, n) || h->nlmsg_type != NLMSG_ERROR || h->nlmsg_len < NLMSG_LENGTH(sizeof(struct nlmsgerr)))
-		return EPROTO;
-	return -((const struct nlmsgerr *)NLMSG_DATA(h))->error;
+	char buf[8192] __attribute__((aligned(NLMSG_ALIGNTO)));
+	for (;;) {
+		ssize_t n = recv(s, buf, sizeof(buf), 0);
+		if (n < 0)
+			return errno == EAGAIN ? ETIMEDOUT : errno;
+		const struct nlmsghdr *h = (const struct nlmsghdr *)buf;
+		if (!NLMSG_OK(h, n))
+			return EPROTO;
+		if (h->nlmsg_seq != seq && h->nlmsg_seq != seq - 1)
+			continue;
+		if (h->nlmsg_type != NLMSG_ERROR)
+			return 0;
+		return h->nlmsg_len < NLMSG_LENGTH(sizeof(struct nlmsgerr))
+			       ? EPROTO
+			       : -((const struct nlmsgerr *)NLMSG_DATA(h))->error;
+	}
 }
 
-int nfttable_delete(const char *name, struct fault *f)
+static int ask(int s, const struct batch *b, uint32_t seq)
+{
+	return send(s, b->buf, b->len, 0) == (ssize_t)b->len ? answer(s, seq) : errno;
+}
+
+/* ENOENT, or 0. */
+static int find(int s, const char *name, uint32_t seq)
 {
 	struct batch b = { .len = 0 };
+	add_name(&b, add_message(&b, NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE, 0, seq, NFPROTO_INET, 0), name);
+	return ask(s, &b, seq);
+}
+
+/* nf_tables takes changes only as a batch: begin, the change, end. */
+static int delete (int s, const char *name, uint32_t seq)
+{
+	struct batch b = { .len = 0 };
+	add_message(&b, NFNL_MSG_BATCH_BEGIN, 0, seq - 1, AF_UNSPEC, NFNL_SUBSYS_NFTABLES);
+	add_name(&b, add_message(&b, NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_DELTABLE, NLM_F_ACK, seq, NFPROTO_INET, 0),
+		 name);
+	add_message(&b, NFNL_MSG_BATCH_END, 0, seq, AF_UNSPEC, NFNL_SUBSYS_NFTABLES);
+	return ask(s, &b, seq);
+}
+
+int nfttable_delete(int sock, const char *name, struct fault *f)
+{
+	/* Numbers that no earlier answer has. */
+	uint32_t seq = (uint32_t)(util_monotonic_ns() >> 10) | 3u;
 	if (strlen(name) >= NFT_TABLE_MAXNAMELEN)
 		return fault_set(f, FAULT_INTERNAL, "the name of an nft table is too long");
-	auto_fd s = open_socket(f);
-	if (s < 0)
-		return -1;
-	add_message(&b, NFNL_MSG_BATCH_BEGIN, 0, SEQ_BEGIN, AF_UNSPEC, NFNL_SUBSYS_NFTABLES);
-	add_name(&b,
-		 add_message(&b, NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_DELTABLE, NLM_F_ACK, SEQ_DELETE, NFPROTO_INET, 0),
-		 name);
-	add_message(&b, NFNL_MSG_BATCH_END, 0, SEQ_END, AF_UNSPEC, NFNL_SUBSYS_NFTABLES);
-	errno = send(s, b.buf, b.len, 0) == (ssize_t)b.len ? answer(s) : errno;
+	errno = find(sock, name, seq - 2);
+	if (errno == 0)
+		errno = delete (sock, name, seq);
 	/* EOPNOTSUPP: the kernel has no nf_tables, and so no tables */
 	if (errno == 0 || errno == ENOENT || errno == EOPNOTSUPP)
 		return 0;

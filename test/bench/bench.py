@@ -8,9 +8,11 @@ in the same run. Prints one table and writes build/bench.json, a list of rows
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../lib"))
@@ -57,14 +59,61 @@ class Gap:
         return (s[-1][1] - s[0][1]) / (s[-1][0] - s[0][0]) if len(s) > 2 else None
 
 
+class Memory:
+    """Peak memory of the wires, and of what a worker's consists, looked at while a migration runs (not one that is
+    measured: looking costs)."""
+
+    def __init__(self):
+        self.peak, self.over = {}, threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+
+    def watch(self):
+        while not self.over.wait(0.05):
+            for pid in os.listdir("/proc"):
+                if pid.isdigit():
+                    self.look(pid)
+
+    def look(self, pid):
+        try:
+            exe = os.readlink("/proc/%s/exe" % pid)
+            name = os.path.basename(exe)
+            if os.path.dirname(exe) != BUILD or name not in ("cpr-wire", "cpr-worker"):
+                return
+            if name == "cpr-wire":
+                name += " " + open("/proc/%s/cmdline" % pid).read().split("\0")[2]
+            status = dict(l.split(":", 1) for l in open("/proc/%s/status" % pid) if ":" in l)
+        except (OSError, IndexError):
+            return
+        for f in ("VmHWM", "RssAnon", "RssFile", "RssShmem"):
+            if f in status:
+                kib = int(status[f].split()[0])
+                self.peak[name, f] = max(self.peak.get((name, f), 0), kib)
+
+    def finish(self):
+        self.over.set()
+        self.thread.join()
+        return {k: v / 1024 for k, v in self.peak.items()}
+
+
+def daemons(c):
+    """Peak memory of agents and wardens so far, in MiB, of both hosts."""
+    out = {}
+    for h in ("host1", "host2"):
+        for l in c[h].sh("ps -eo pid,comm --no-headers").splitlines():
+            pid, name = l.split(None, 1)
+            if name in ("cpr-agent", "cpr-warden"):
+                out.setdefault(name, []).append(int(c[h].status(int(pid))["VmHWM"].split()[0]) / 1024)
+    return out
+
+
 def client_clock(c):
     return float(c["client"].sh("cut -d' ' -f1 /proc/uptime"))
 
 
 def stages(done, into):
     for s in done.get("spans", []):
-        into.setdefault((s.get("side", ""), s["name"]), []).append(s["length_us"] / 1000 if "length_us" in s
-                                                                    else s["length_ns"] / 1e6)
+        into.setdefault((s.get("side", ""), s["name"]), []).append(s["length_ns"] / 1e6)
 
 
 def one(c, n, mib, threads):
@@ -87,6 +136,8 @@ def one(c, n, mib, threads):
     d = m.done()
     inside = [x for x in g.gaps if t0 - 0.05 <= x[0] <= t1 + 0.3]
     pause = max((x[1] for x in inside), default=0)
+    if os.environ.get("BENCH_GAPS"):
+        print("  gaps: " + ", ".join("%.0f ms at %.3f" % (x[1], x[0] - t0) for x in inside if x[1] > 4))
     pre = g.speed(t0 - 0.9, t0)
     during = g.speed(t0, (max(inside, key=lambda x: x[1])[0] - pause / 1e3) if inside else t1)
     return d, pause, (during / pre if pre and during else None)
@@ -101,7 +152,7 @@ def tls_floor(c, n, total):
     time.sleep(0.2)
     out = c["host1"].run([t, "client", c["host2"].ip, port, *pem("host1"), str(int(total))]).stdout
     s.wait(10)
-    return total / float(out.split()[-1])
+    return float(re.search(r", ([0-9.]+) s,", out).group(1))
 
 
 def memcpy_floor(total):
@@ -116,11 +167,16 @@ def memcpy_floor(total):
 def writers(c, sizes, runs, threads):
     n = 0
     for mib in sizes:
-        pause, total, thr, rss_s, rss_d, speed, rounds, sent, floors, st = [], [], [], [], [], [], [], [], [], {}
+        memory = Memory()
+        n += 1
+        one(c, n, mib, threads)
+        peak = memory.finish()
+        pause, inner, total, thr, rss_s, rss_d, speed, rounds, sent, floors, st = [], [], [], [], [], [], [], [], [], [], {}
         for _ in range(runs):
             n += 1
             d, p, sp = one(c, n, mib, threads)
             pause.append(p)
+            inner.append(d["pause_us"] / 1e3)
             total.append(d["total_us"] / 1e6)
             sent.append(d["total_bytes"] / 1e6)
             rounds.append(d["rounds"])
@@ -133,6 +189,7 @@ def writers(c, sizes, runs, threads):
         size = "%d MiB" % mib
         tls = median(floors)
         row("pause", size, "longest gap at the client", "ms", pause, 1.0)
+        row("pause", size, "freeze to resumed, seen by the source", "ms", inner)
         for (side, name), v in st.items():
             row("pause", size, "%s: %s" % (side, name), "ms", v)
         row("total", size, "total time", "s", total, tls)
@@ -143,28 +200,37 @@ def writers(c, sizes, runs, threads):
         row("throughput", size, "bytes sent / total time", "MB/s", thr, median(sent) / tls)
         row("worker_rss", size, "source", "MiB", rss_s)
         row("worker_rss", size, "destination", "MiB", rss_d)
+        for (name, field), v in sorted(peak.items()):
+            row("worker_rss", size, "%s %s" % (name, field), "MiB", [v])
+        for name, v in daemons(c).items():
+            row("worker_rss", size, "%s, so far, larger of both hosts" % name, "MiB", [max(v)])
         row("writer_speed", size, "during the rounds / before", "ratio", speed, 1.0)
 
 
 def redis(c, runs):
-    pause, longest, total = [], [], []
+    pause, longest, total, st = [], [], [], {}
     r = Redis(c, megabytes=512)
     at, other = "host1", "host2"
     for i in range(runs):
+        # each client starts with an empty model
+        r.cli(at, "eval", "for _, k in ipairs(redis.call('keys', 'cpr:*')) do redis.call('del', k) end", "0")
         r.start_client(i + 1)
         time.sleep(1)
         m = c.migrate(r.pid, at, other, "--json", "--move-address", VIP + "/32@eth0", timeout=300)
         time.sleep(0.5)
         got = r.stop_client()
         if not m.ok or got["errors"] or got["wrong"]:
-            raise SystemExit("bench: redis: %s %s" % (m.text, got))
+            raise SystemExit("bench: redis: %s %s" % (m.text[-2000:], {k: got[k] for k in ("errors", "wrong")}))
         d = m.done()
         pause.append(d["pause_us"] / 1e3)
         total.append(d["total_us"] / 1e6)
         longest.append(got["longest_ms"])
+        stages(d, st)
         at, other = other, at
     row("pause", "Redis 512 MiB", "longest stall of a closed-loop client", "ms", longest)
     row("pause", "Redis 512 MiB", "freeze to resumed, seen by the source", "ms", pause)
+    for (side, name), v in st.items():
+        row("pause", "Redis 512 MiB", "%s: %s" % (side, name), "ms", v)
     row("total", "Redis 512 MiB", "total time", "s", total)
 
 
@@ -188,14 +254,40 @@ def main():
     for r in rows:
         print("%-14s %-14s %-42s %12s %10s %s" % (r["name"], r["size"], r["metric"], r["value"],
                                                  "" if r["floor"] is None else r["floor"], r["unit"]))
-    old = []
+    keep(o)
+    verdict()
+
+
+def keep(o):
+    """Into bench.json, beside what other benchmarks put there."""
     path = os.path.join(BUILD, "bench.json")
+    try:
+        old = [r for r in json.load(open(path)) if r["name"] not in {x["name"] for x in rows}]
+    except (OSError, ValueError):
+        old = []
     with open(path, "w") as f:
         json.dump(old + rows, f, indent=1)
+
+
+def verdict():
+    """The targets, and what came out."""
     by = {(r["name"], r["size"], r["metric"]): r["value"] for r in rows}
-    p4, p256 = (by.get(("pause", s, "longest gap at the client")) for s in ("4096 MiB", "256 MiB"))
-    if p4 and p256:
-        print("pause(4 GiB) / pause(256 MiB) = %.2f" % (p4 / p256))
+    gap = {size: v for (name, size, metric), v in by.items() if metric == "longest gap at the client"}
+    checks = [("pause at 1 GiB", gap.get("1024 MiB"), 30, False)]
+    if gap.get("4096 MiB") and gap.get("256 MiB"):
+        checks.append(("pause(4 GiB) / pause(256 MiB)", gap["4096 MiB"] / gap["256 MiB"], 1.25, False))
+    for (name, size, metric), v in by.items():
+        if metric == "total / raw TLS stream":
+            checks.append(("total / raw TLS stream, " + size, v, 1.3, False))
+        if name == "worker_rss" and metric in ("source", "destination"):
+            checks.append(("worker memory, %s, %s" % (metric, size), v, 64, False))
+        if name == "writer_speed":
+            checks.append(("writer speed, " + size, v, 0.9, True))
+    print()
+    for what, v, bound, at_least in checks:
+        if v is not None:
+            good = v >= bound if at_least else v <= bound
+            print("%-6s %-42s %8.2f (%s %g)" % ("ok" if good else "MISSED", what, v, ">=" if at_least else "<=", bound))
 
 
 if __name__ == "__main__":

@@ -138,6 +138,9 @@ class Bed:
         os.makedirs(self.cg)
         self.hosts = {}
         atexit.register(self.down)
+        for sig in (signal.SIGTERM, signal.SIGHUP):  # their default would skip atexit
+            if signal.getsignal(sig) == signal.SIG_DFL:
+                signal.signal(sig, lambda n, frame: sys.exit(128 + n))
         self.switch = subprocess.Popen(["unshare", "--net", "--kill-child", "--fork", "sleep", "1000000"],
                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                        stderr=subprocess.DEVNULL, preexec_fn=die_with_parent)

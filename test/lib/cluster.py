@@ -8,6 +8,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 
 import bed
@@ -83,6 +84,13 @@ class Cluster:
             return self.bed[name].run([os.path.join(BUILD, "cpr-migrate"), "list"], check=False).returncode == 0
         wait_for(up, 20, 0.05)
         return p
+
+    def stop_agent(self, name):
+        """The agent itself: what popen started is the nsenter around it."""
+        p = self.agents.pop(name)
+        for pid in open("/proc/%d/task/%d/children" % (p.pid, p.pid)).read().split():
+            os.kill(int(pid), signal.SIGTERM)
+        p.wait(20)
 
     def agent_log(self, name):
         return open(os.path.join(self.dir, name + ".agent.log")).read()

@@ -14,11 +14,13 @@ class Redis:
         self.dir = os.path.join(c.dir, "redis")
         os.makedirs(self.dir, exist_ok=True)
         self.pid = h.daemon(["redis-server", "--bind", VIP, "--port", "6379", "--save", "", "--dir", self.dir,
-                             "--protected-mode", "no", *extra])
+                             "--protected-mode", "no", "--enable-debug-command", "yes", *extra])
         wait_for(lambda: "PONG" in self.cli(host, "ping"), 20, 0.05)
         n = megabytes * 1024
         if n:
             self.cli(host, "debug", "populate", str(n), "data", "1000")
+            if self.cli(host, "dbsize").strip() != str(n):
+                raise RuntimeError("redis has %s keys, not %d" % (self.cli(host, "dbsize"), n))
         self.run_id = self.info(host, "run_id")
 
     def cli(self, host, *args):
@@ -31,7 +33,10 @@ class Redis:
         return None
 
     def digest(self, host):
-        return self.cli(host, "debug", "digest").strip()
+        d = self.cli(host, "debug", "digest").strip()
+        if len(d) != 40:
+            raise RuntimeError("no digest: " + d)
+        return d
 
     def start_client(self, seed=1, host="client"):
         self.stop = os.path.join(self.dir, "stop.%d" % seed)

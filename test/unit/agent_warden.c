@@ -29,9 +29,11 @@
 
 #include "journal.h"
 #include "lock.h"
+#include "ring.h"
 #include "warden_agent.h"
 #include "warden_client.h"
 #include "wire.h"
+#include "wire.pb-c.h"
 
 #define WAIT_MS 5000
 
@@ -329,14 +331,30 @@ static int worker_main(void)
 
 /* ---- the wire ---- */
 
-static int wire_main(void)
+/* What lies in the ring goes out as it is. */
+static int wire_send(void)
+{
+	struct ring up;
+	struct fault f;
+	const uint8_t *at;
+	size_t n;
+	if (ring_map(&up, WIRE_FD_UP_MEM, LINK_RING_BYTES, RING_CONSUMER, WIRE_FD_UP_DATA, WIRE_FD_UP_SPACE, &f) < 0 ||
+	    ring_data(&up, &at, &n, &f) < 0)
+		return 1;
+	return n && write(WIRE_FD_SOCKET, at, n) != (ssize_t)n;
+}
+
+/* One that is told to expect "brief" ends as soon as it is up. */
+static int wire_main(int argc, char **argv)
 {
 	struct wire_hello h = { .size = sizeof(h), .up = 1, .peer = "host2" };
 	char c;
 	send(WIRE_FD_CONTROL, &h, sizeof(h), 0);
 	close(WIRE_FD_CONTROL);
+	if (!strcmp(argv[argc - 1], "brief"))
+		return 0;
 	(void)!recv(WIRE_FD_LINK, &c, 1, 0); /* until the worker is gone */
-	return 0;
+	return wire_send();
 }
 
 /* ---- the agent: this test ---- */
@@ -415,6 +433,7 @@ static int start_warden(void)
 				    .cert = t.key,
 				    .key = t.key,
 				    .wire_user = "nobody",
+				    .name = "host1",
 				    .log_level = 3 };
 	struct fault f = { 0 };
 	int r = wa_start(&p, &h, NULL, &t.wa, &f);
@@ -928,6 +947,67 @@ static void copy_self(const char *to)
 	assert_int_equal(system(command), 0);
 }
 
+/* A peer that policy does not let in gets the reason as an ABORT frame before the end. */
+static void refused_peer_is_told(void **state)
+{
+	(void)state;
+	struct fault f = { 0 }, why = { 0 };
+	int ends[2];
+	uint8_t buf[8192];
+	size_t n = 0;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+	t.conn++;
+	t.up = false;
+	assert_int_equal(wa_wire(t.wa, t.conn, ends[0], false, NULL, &f), 0);
+	assert_true(wait_for(&t.up));
+	fault_set(&why, FAULT_DENIED, "host2 may not push processes to host1");
+	fault_hint(&why, "Add a rule.");
+	assert_int_equal(wa_close_wire(t.wa, t.conn, &why, &f), 0);
+	struct timeval limit = { WAIT_MS / 1000, 0 };
+	setsockopt(ends[1], SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+	for (ssize_t r; n < sizeof(buf) && (r = recv(ends[1], buf + n, sizeof(buf) - n, 0)) != 0; n += (size_t)r)
+		assert_true(r > 0);
+	struct frame fr = { .payload = buf + FRAME_HEADER };
+	assert_true(n > FRAME_HEADER && frame_decode(buf, &fr.h, &f) == 0);
+	assert_int_equal(fr.h.type, FRAME_ABORT);
+	assert_int_equal(fr.h.length, n - FRAME_HEADER);
+	struct arena *a = arena_new();
+	Cpr__Abort *m = link_unpack(&fr, &cpr__abort__descriptor, a, &f);
+	assert_non_null(m);
+	assert_string_equal(m->fault->code, "denied");
+	assert_string_equal(m->fault->what, why.what);
+	assert_string_equal(m->fault->hint, why.hint);
+	arena_free(a);
+	close(ends[1]);
+}
+
+/* A wire that has ended still gets its worker: what the peer said last lies in the ring. */
+static void peer_that_hung_up(void **state)
+{
+	(void)state;
+	struct fault f = { 0 };
+	int ends[2], events;
+	char id[37];
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+	t.conn++;
+	t.up = t.exited = false;
+	t.failed.code = FAULT_NONE;
+	assert_int_equal(wa_wire(t.wa, t.conn, ends[0], true, "brief", &f), 0);
+	assert_true(wait_for(&t.up));
+	char c;
+	assert_int_equal(recv(ends[1], &c, 1, 0), 0); /* nobody holds the connection any more */
+	close(ends[1]);
+	pause_ms(50);
+	new_uuid(id);
+	struct victim v = victim_start();
+	assert_int_equal(wa_worker(t.wa, t.conn, HANDOFF_SOURCE, id, v.pid, "done", 4, &events, &f), 0);
+	assert_true(wait_for(&t.exited));
+	assert_false(t.crashed);
+	assert_int_equal(t.failed.code, FAULT_NONE);
+	close(events);
+	victim_end(&v);
+}
+
 static int group_setup(void **state)
 {
 	(void)state;
@@ -968,11 +1048,10 @@ static int group_teardown(void **state)
 int main(int argc, char **argv)
 {
 	const char *name = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
-	(void)argc;
 	if (!strcmp(name, "fake-worker"))
 		return worker_main();
 	if (!strcmp(name, "cpr-wire"))
-		return wire_main();
+		return wire_main(argc, argv);
 	/* cpr-warden lies beside the folder of the unit tests */
 	char self[96];
 	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
@@ -996,6 +1075,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(agent_gone),
 		cmocka_unit_test(destination),
 		cmocka_unit_test(destination_killed),
+		cmocka_unit_test(refused_peer_is_told),
+		cmocka_unit_test(peer_that_hung_up),
 		cmocka_unit_test(one_warden),
 	};
 	alarm(120);

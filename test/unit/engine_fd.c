@@ -944,7 +944,7 @@ static void test_limit(void **state)
 	d.id = 1;
 	d.type = FD_TYPES__EVENTFD;
 	d.fd = 1u << 29;
-	OK(image_put(img, IMAGE_FDINFO, (uint32_t)victim, &d, NULL, 0, &f));
+	OK(image_put(img, IMAGE_FDINFO, IMAGE_FILES_ID, &d, NULL, 0, &f));
 	struct vessel_spec spec = { .pid = victim, .cgroup_fd = -1 };
 	OK(vessel_new(&spec, &v, &f));
 	struct fd_restore r = { .img = img, .files = files, .v = v, .pid = victim, .report = &report };

@@ -227,10 +227,10 @@ static void plain_one_outlives(void **state)
 	assert_int_equal(net_lock_keep(ID, &w, 1, &f), 0);
 	assert_true(table_there(TABLE "-kept"));
 	assert_false(passes(udp.there, udp.here, 40));
-	assert_int_equal(net_lock_remove(TABLE "-kept", &f), 0);
-	assert_int_equal(net_lock_remove(TABLE "-kept", &f), 0); /* missing is fine */
-	assert_int_equal(net_lock_remove("someone", &f), -1);	 /* not ours */
-	assert_int_equal(net_lock_remove("cpr-1; flush ruleset", &f), -1);
+	assert_int_equal(net_lock_remove(-1, TABLE "-kept", &f), 0);
+	assert_int_equal(net_lock_remove(-1, TABLE "-kept", &f), 0); /* missing is fine */
+	assert_int_equal(net_lock_remove(-1, "someone", &f), -1);    /* not ours */
+	assert_int_equal(net_lock_remove(-1, "cpr-1; flush ruleset", &f), -1);
 	assert_true(table_there("someone"));
 	assert_true(passes(udp.there, udp.here, 1000));
 	testnet_sh("nft delete table inet someone");

@@ -67,7 +67,7 @@ int main(int argc, char **argv)
 	}
 	victim_path(path, sizeof(path), "log");
 	int log = open(path, O_RDONLY);
-	char line[16] = "", want[16];
+	char line[16] = "", want[24];
 	for (int i = 0; i < lines; i++) {
 		snprintf(want, sizeof(want), "line %06d\n", i);
 		victim_check(read(log, line, 12) == 12 && !memcmp(line, want, 12), "line %d of the log", i);
