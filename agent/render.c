@@ -6,8 +6,9 @@
 #include <time.h>
 
 #include "json.h"
+#include "timeline.h"
 
-#define RENDER_BAR 24
+#define RENDER_BAR 40u
 
 enum style { STYLE_PLAIN, STYLE_GOOD, STYLE_BAD, STYLE_DIM };
 
@@ -118,14 +119,15 @@ static void state(struct render *r, const json_object *e)
 
 static void round_line(struct render *r, const json_object *e)
 {
-	char bytes[RENDER_NUMBER], time_text[RENDER_NUMBER], rate[RENDER_NUMBER], zero[48] = "", dirty[48] = "";
+	char bytes[RENDER_NUMBER], took[RENDER_NUMBER], rate[RENDER_NUMBER], zero[48] = "", dirty[48] = "";
 	if (json_u64(e, "zero_pages"))
-		snprintf(zero, sizeof(zero), ", %llu zero", (unsigned long long)json_u64(e, "zero_pages"));
+		snprintf(zero, sizeof(zero), " and %llu of zeros", (unsigned long long)json_u64(e, "zero_pages"));
 	if (json_has(e, "dirty_pages"))
-		snprintf(dirty, sizeof(dirty), ", dirty %llu pages", (unsigned long long)json_u64(e, "dirty_pages"));
-	say(r, STYLE_PLAIN, "round %llu: %llu pages%s, %s, %s, %s%s", (unsigned long long)json_u64(e, "round"),
-	    (unsigned long long)json_u64(e, "pages"), zero, render_bytes(json_u64(e, "bytes"), bytes),
-	    render_us(json_u64(e, "elapsed_us"), time_text), render_rate(json_u64(e, "bandwidth"), rate), dirty);
+		snprintf(dirty, sizeof(dirty), "; %llu are dirty again",
+			 (unsigned long long)json_u64(e, "dirty_pages"));
+	say(r, STYLE_PLAIN, "round %2llu: %8s in %7s, %8s; %llu pages%s%s", (unsigned long long)json_u64(e, "round"),
+	    render_bytes(json_u64(e, "bytes"), bytes), render_us(json_u64(e, "elapsed_us"), took),
+	    render_rate(json_u64(e, "bandwidth"), rate), (unsigned long long)json_u64(e, "pages"), zero, dirty);
 }
 
 static void progress(struct render *r, const json_object *e)
@@ -189,40 +191,56 @@ void render_event(struct render *r, const json_object *e)
 			kinds[i].show(r, e);
 }
 
-/* Stages in order, each with a bar in proportion to the longest. The clocks of two hosts have nothing in common, so
- * each side has its own sequence. */
-static void side_timeline(struct render *r, json_object *spans, const char *side, const char *host)
+static const char *host_of(const struct render *r, const struct timeline_stage *s)
 {
-	uint64_t longest = 1;
-	size_t n = json_object_array_length(spans), shown = 0;
-	for (size_t i = 0; i < n; i++) {
-		uint64_t length = json_u64(json_object_array_get_idx(spans, i), "length_ns");
-		longest = length > longest ? length : longest;
+	return s->there ? or_else(r->to, "destination") : or_else(r->from, "source");
+}
+
+/* A bar that stands where the stage stands in the pause. */
+static void stage_line(struct render *r, const struct timeline *t, const struct timeline_stage *s, int width)
+{
+	char bar[RENDER_BAR + 1];
+	double unit = t->pause_ms > 0 ? RENDER_BAR / t->pause_ms : 0;
+	size_t from = (size_t)(s->at * unit), to = (size_t)((s->at + s->ms) * unit + 0.5);
+	from = from < RENDER_BAR ? from : RENDER_BAR - 1;
+	to = to > from ? to < RENDER_BAR ? to : RENDER_BAR : from + 1;
+	memset(bar, ' ', sizeof(bar));
+	memset(bar + from, s->there ? '=' : '#', to - from);
+	bar[to] = 0;
+	say(r, STYLE_PLAIN, "  %-*s  %-14s %8.1f %8.1f ms  %s", width, host_of(r, s), s->name, s->at, s->ms, bar);
+}
+
+static void before_pause(struct render *r, const struct timeline *t)
+{
+	char text[512] = "";
+	for (size_t i = 0, n = 0; i < t->n && n < sizeof(text); i++) {
+		char took[RENDER_NUMBER];
+		const struct timeline_stage *s = &t->v[i];
+		if (!s->pause && s->ms < 1e12)
+			n += (size_t)snprintf(text + n, sizeof(text) - n, "%s%s %s (%s)", n ? ", " : "", s->name,
+					      render_us((uint64_t)(s->ms * 1e3), took), host_of(r, s));
 	}
-	for (size_t i = 0; i < n; i++) {
-		const json_object *o = json_object_array_get_idx(spans, i);
-		char bar[RENDER_BAR + 1];
-		uint64_t length = json_u64(o, "length_ns");
-		if (strcmp(or_else(json_str(o, "side"), "source"), side))
-			continue;
-		if (shown++ == 0)
-			say(r, STYLE_DIM, "  on %s", host);
-		size_t width = (size_t)((double)length * RENDER_BAR / (double)longest + 0.5);
-		memset(bar, '#', width);
-		bar[width] = 0;
-		say(r, STYLE_PLAIN, "    %-22s %9.3f ms  %s", or_else(json_str(o, "name"), "?"), (double)length / 1e6,
-		    bar);
-	}
+	if (text[0])
+		say(r, STYLE_PLAIN, "before the pause: %s", text);
 }
 
 static void timeline(struct render *r, const json_object *done)
 {
-	json_object *spans = json_array(done, "spans");
-	if (!spans || json_object_array_length(spans) == 0)
+	struct timeline t;
+	timeline_read(&t, json_array(done, "spans"));
+	if (t.n == 0)
 		return;
+	before_pause(r, &t);
+	int width = 0;
+	for (size_t i = 0; i < t.n; i++) {
+		int n = (int)strlen(host_of(r, &t.v[i]));
+		width = n > width ? n : width;
+	}
 	say(r, STYLE_PLAIN, "the pause, stage by stage:");
-	side_timeline(r, spans, "source", r->from[0] ? r->from : "the source");
-	side_timeline(r, spans, "destination", r->to[0] ? r->to : "the destination");
+	say(r, STYLE_DIM, "  %-*s  %-14s %8s %8s", width, "host", "stage", "at", "for");
+	for (size_t i = 0; i < t.n; i++)
+		if (t.v[i].pause)
+			stage_line(r, &t, &t.v[i], width);
 }
 
 static void how_to_undo(struct render *r, unsigned long long pid)

@@ -760,6 +760,19 @@ static int loop(struct warden *w, struct fault *f)
 	return r;
 }
 
+/* They are opened for each connection, so that they can be renewed; that they are not there at all is said at once. */
+static int check_files(const struct warden_conf *c, struct fault *f)
+{
+	const char *files[] = { c->ca, c->cert, c->key };
+	for (size_t i = 0; i < ARRAY_LEN(files); i++)
+		if (access(files[i], R_OK) < 0) {
+			fault_errno(f, FAULT_CONFIG, "read %s", files[i]);
+			return fault_hint(f,
+					  "Certificates are made with cpr-pki, and named with --ca, --cert and --key.");
+		}
+	return 0;
+}
+
 static int start(struct warden *w, struct fault *f)
 {
 	struct ucred peer;
@@ -767,7 +780,7 @@ static int start(struct warden *w, struct fault *f)
 	if (getsockopt(w->agent, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0)
 		return fault_errno(f, FAULT_USAGE, "descriptor %d is no socket to an agent", w->agent);
 	w->agent_pid = peer.pid;
-	if (wire_user(w->conf->wire_user, &w->wire_uid, &w->wire_gid, f) < 0)
+	if (check_files(w->conf, f) < 0 || wire_user(w->conf->wire_user, &w->wire_uid, &w->wire_gid, f) < 0)
 		return -1;
 	if (custody_host_open(w->conf->run_dir, &w->host, f) < 0)
 		return -1;

@@ -34,11 +34,11 @@
 #include "sock.h"
 #include "state.h"
 
-#define LOOK_AGAIN_NS	 7000000 /* between the two looks of vetting */
-#define FREEZE_TRIES	 5
-#define OFFER_TIMEOUT_MS 60000 /* the destination hashes files */
-#define ROUND_TIMEOUT_MS 60000
-#define READY_TIMEOUT_MS 60000
+#define LOOK_AGAIN_NS	  7000000 /* between the two looks of vetting */
+#define FREEZE_TRIES	  5
+#define OFFER_TIMEOUT_MS  60000 /* the destination hashes files */
+#define ROUND_TIMEOUT_MS  60000
+#define READY_TIMEOUT_MS  60000
 #define COMMIT_TIMEOUT_MS 20000
 
 struct source {
@@ -50,7 +50,7 @@ struct source {
 	struct filetab *files;
 	struct memory *m;
 	struct image *img;
-	struct fd_save fds; /* from one phase to the next */
+	struct fd_save fds;  /* from one phase to the next */
 	size_t files_before; /* entries of files before descriptors were saved */
 	struct net_lock *lock;
 	struct net_flow *flows;
@@ -287,7 +287,8 @@ static int offer(void *side, struct fault *f)
 	if (worker_hello(w, w->arena, &peer, f) < 0)
 		return -1;
 	/* As late as possible: the clocks are those of this moment. */
-	identity_clocks(s->p, &o->monotonic_ns, &o->boottime_ns);
+	if (identity_clocks(s->p, &o->monotonic_ns, &o->boottime_ns, f) < 0)
+		return -1;
 	if (link_send_msg(w->link, FRAME_OFFER, &o->base, f) < 0)
 		return -1;
 	struct frame fr;
@@ -321,7 +322,8 @@ static int prepare_lock(void *side, struct fault *f)
 static int track(void *side, struct fault *f)
 {
 	struct source *s = side;
-	const char *tracking = s->options->tracking && strcmp(s->options->tracking, "auto") ? s->options->tracking : NULL;
+	const char *tracking =
+		s->options->tracking && strcmp(s->options->tracking, "auto") ? s->options->tracking : NULL;
 	if (stop(s, f) < 0)
 		return -1;
 	int r = memory_open(s->p, s->r, tracking, s->files, &s->m, f);
@@ -357,8 +359,7 @@ static int send_pages(struct source *s, struct round *round, bool *more, struct 
 {
 	struct memory_segment segs[FRAME_SEGMENTS_MAX];
 	size_t pages, n;
-	uint8_t *payload = link_begin(s->w->link, FRAME_PAGES,
-				      FRAME_PAGES_MAX * PAGE_BYTES + sizeof(segs), f);
+	uint8_t *payload = link_begin(s->w->link, FRAME_PAGES, FRAME_PAGES_MAX * PAGE_BYTES + sizeof(segs), f);
 	if (!payload)
 		return -1;
 	if (memory_fill(s->m, payload, FRAME_PAGES_MAX, segs, FRAME_SEGMENTS_MAX, &pages, &n, f) < 0)
@@ -457,19 +458,16 @@ static int collect(struct source *s, struct fault *f)
 	struct worker *w = s->w;
 	uint64_t boottime;
 	size_t span = spans_begin(&w->spans, "threads");
-	identity_clocks(s->p, &s->frozen_process_ns, &boottime);
-	if (state_save(s->p, s->r, NULL, w->start.migration, s->img, &w->report, f) < 0 ||
+	if (identity_clocks(s->p, &s->frozen_process_ns, &boottime, f) < 0 ||
+	    state_save(s->p, s->r, NULL, w->start.migration, s->img, &w->report, f) < 0 ||
 	    memory_save(s->m, s->r, s->img, f) < 0)
 		return -1;
 	spans_end(&w->spans, span);
 	span = spans_begin(&w->spans, "files");
 	s->files_before = filetab_count(s->files);
-	s->fds = (struct fd_save){ .p = s->p,
-				   .r = s->r,
-				   .files = s->files,
-				   .img = s->img,
-				   .undo = wc_undo_log(w->wc),
-				   .report = &w->report };
+	s->fds = (struct fd_save){
+		.p = s->p, .r = s->r, .files = s->files, .img = s->img, .undo = wc_undo_log(w->wc), .report = &w->report
+	};
 	if (fdtab_save(&s->fds, FD_PHASE_LOCAL, f) < 0)
 		return -1;
 	s->fds.r = NULL;
@@ -696,8 +694,8 @@ static int commit(void *side, struct fault *f)
 			return -1;
 		return fault_set(f, FAULT_PEER_LOST, "%s discarded the process instead of running it", w->start.peer);
 	}
-	Cpr__Resumed *resumed = fr.h.type == FRAME_RESUMED ? link_unpack(&fr, &cpr__resumed__descriptor, w->arena, f) :
-							     NULL;
+	Cpr__Resumed *resumed =
+		fr.h.type == FRAME_RESUMED ? link_unpack(&fr, &cpr__resumed__descriptor, w->arena, f) : NULL;
 	if (!resumed)
 		return in_doubt(s, f);
 	uint64_t pause = util_monotonic_ns() - s->freeze_ns;
@@ -808,10 +806,9 @@ static int prepare(void *side, struct fault *f)
 
 /* What can be undone after each: everything, up to `ready`. */
 const struct stage worker_source_stages[] = {
-	{ "prepare", prepare },	      { "vet", vet },		{ "offer", offer },   { "prepare-lock", prepare_lock },
-	{ "track", track },	      { "pre-copy", precopy },	{ "freeze", freeze }, { "last-round", last_round },
-	{ "network", network },	      { "state", send_state },	{ "ready", await_ready },
-	{ "commit", commit },
+	{ "prepare", prepare }, { "vet", vet },		 { "offer", offer },	   { "prepare-lock", prepare_lock },
+	{ "track", track },	{ "pre-copy", precopy }, { "freeze", freeze },	   { "last-round", last_round },
+	{ "network", network }, { "state", send_state }, { "ready", await_ready }, { "commit", commit },
 };
 const size_t worker_source_stage_count = ARRAY_LEN(worker_source_stages);
 

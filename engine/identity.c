@@ -4,14 +4,17 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 /* "monotonic  SEC NSEC" and "boottime  SEC NSEC"; both 0 where there are no time namespaces. */
-static void read_offsets(int dirfd, const char *path, int64_t *monotonic, int64_t *boottime)
+static int read_offsets(int dirfd, const char *path, int64_t *monotonic, int64_t *boottime)
 {
 	*monotonic = *boottime = 0;
 	auto_free char *text = util_read_file(dirfd, path, NULL);
+	if (!text)
+		return errno == ENOENT && access("/proc/self/timens_offsets", F_OK) < 0 ? 0 : -1;
 	char *save = NULL;
-	for (char *line = text ? strtok_r(text, "\n", &save) : NULL; line; line = strtok_r(NULL, "\n", &save)) {
+	for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
 		char name[16];
 		long long sec, nsec;
 		if (sscanf(line, "%15s %lld %lld", name, &sec, &nsec) != 3)
@@ -21,15 +24,18 @@ static void read_offsets(int dirfd, const char *path, int64_t *monotonic, int64_
 		else if (!strcmp(name, "boottime"))
 			*boottime = sec * 1000000000 + nsec;
 	}
+	return 0;
 }
 
-void identity_clocks(const struct process *p, uint64_t *monotonic_ns, uint64_t *boottime_ns)
+int identity_clocks(const struct process *p, uint64_t *monotonic_ns, uint64_t *boottime_ns, struct fault *f)
 {
 	int64_t pm, pb, om, ob;
-	read_offsets(p->procfd, "timens_offsets", &pm, &pb);
-	read_offsets(-1, "/proc/self/timens_offsets", &om, &ob);
+	if (read_offsets(p->procfd, "timens_offsets", &pm, &pb) < 0 ||
+	    read_offsets(-1, "/proc/self/timens_offsets", &om, &ob) < 0)
+		return fault_errno(f, FAULT_PROCESS_GONE, "read the clocks of pid %d", p->pid);
 	*monotonic_ns = (uint64_t)((int64_t)util_clock_ns(CLOCK_MONOTONIC) + pm - om);
 	*boottime_ns = (uint64_t)((int64_t)util_clock_ns(CLOCK_BOOTTIME) + pb - ob);
+	return 0;
 }
 
 static const char *field(const char *status, const char *key)

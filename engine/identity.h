@@ -12,6 +12,6 @@
 int identity_read(struct process *p, struct arena *a, Cpr__TaskInfo **out, struct fault *f) MUST_CHECK;
 /* CLOCK_MONOTONIC and CLOCK_BOOTTIME as the process sees them now: its time namespace's offsets count from the initial
  * one (time_namespaces(7)), and so do ours. */
-void identity_clocks(const struct process *p, uint64_t *monotonic_ns, uint64_t *boottime_ns);
+int identity_clocks(const struct process *p, uint64_t *monotonic_ns, uint64_t *boottime_ns, struct fault *f) MUST_CHECK;
 
 #endif

@@ -209,7 +209,9 @@ static int set_clocks(const struct vessel_spec *spec, struct fault *f)
 	snprintf(text, sizeof(text), "monotonic %lld %lld\nboottime %lld %lld\n", (long long)ms, (long long)mns,
 		 (long long)bs, (long long)bns);
 	if (util_write_file(AT_FDCWD, "/proc/self/timens_offsets", text) < 0)
-		return fault_errno(f, FAULT_KERNEL, "set the clocks of the new process");
+		return fault_errno(f, FAULT_KERNEL,
+				   "set the clocks of the new process: monotonic %lld s, boottime %lld s from the host's",
+				   (long long)ms, (long long)bs);
 	return 0;
 }
 

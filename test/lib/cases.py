@@ -116,6 +116,8 @@ class Served(Case):
             if outer:
                 os.kill(outer, signal.SIGKILL)
             h.ask("ip addr del %s/32 dev eth0" % VIP)
+        # Nobody announces it where the next one will be.
+        self.c["client"].sh("ip neigh flush all")
 
     def start(self):
         self.stop()

@@ -47,6 +47,12 @@ class Cluster:
         self.agents = {}
         self.names = list(agents)
         self.extra = list(extra)
+        # Where sanitizers write (make SAN=...); cpr-wire, which has no environment and may open nothing, writes to the log
+        self.reports = os.path.join(self.dir, "reports")
+        os.mkdir(self.reports)
+        os.chmod(self.reports, 0o1777)
+        log_path = "log_path=%s/report:%s" % (self.reports, "log_exe_name=1")
+        self.env = dict(os.environ, ASAN_OPTIONS=log_path, UBSAN_OPTIONS=log_path + ":print_stacktrace=1")
         self.pki = os.path.join(self.dir, "pki")
         os.mkdir(self.pki)
         tool = os.path.join(TOP, "tools/cpr-pki")
@@ -74,7 +80,8 @@ class Cluster:
 
     def start_agent(self, name, args=None):
         log = open(os.path.join(self.dir, name + ".agent.log"), "a")
-        p = self.bed[name].popen(args or self.agent_args(name), cg="agent", stdout=log, stderr=log)
+        p = self.bed[name].popen(args or self.agent_args(name), cg="agent", stdout=log, stderr=log,
+                                 env=self.env)
         self.agents[name] = p
 
         def up():
@@ -127,5 +134,16 @@ class Cluster:
         except TimeoutError:
             return self.leftovers(name, pid, address)
 
+    def sanitizer_reports(self):
+        found = [open(os.path.join(self.reports, n), errors="replace").read() for n in sorted(os.listdir(self.reports))]
+        for h in self.agents:
+            log = self.agent_log(h)
+            at = re.search(r"ERROR: \w+Sanitizer|runtime error:", log)
+            if at:
+                found.append("log of %s: %s" % (h, log[max(at.start() - 200, 0):at.start() + 4000]))
+        return found
+
     def down(self):
+        found = self.sanitizer_reports() if os.path.isdir(self.reports) else []
         self.bed.down()
+        assert not found, "%d sanitizer reports:\n%s" % (len(found), "\n".join(found)[:8000])

@@ -85,22 +85,28 @@ static void test_done(void **state)
 		"\"dirty_pages\":310}",
 		"{\"kind\":\"done\",\"pid\":4242,\"comm\":\"redis-server\",\"pause_us\":14200,\"total_us\":1300000,"
 		"\"total_bytes\":536870912,\"rounds\":4,\"stop_reason\":\"the rest fits into 30 ms\",\"spans\":["
-		"{\"name\":\"freeze\",\"side\":\"source\",\"start_ns\":5,\"length_ns\":1000000},"
-		"{\"name\":\"restore\",\"side\":\"destination\",\"start_ns\":1,\"length_ns\":4000000}],"
+		"{\"name\":\"pre-copy\",\"side\":\"source\",\"start_ns\":1000000000,\"length_ns\":1000000000},"
+		"{\"name\":\"stop\",\"side\":\"source\",\"start_ns\":2000000000,\"length_ns\":1000000},"
+		"{\"name\":\"restore\",\"side\":\"source\",\"start_ns\":2001000000,\"length_ns\":6000000},"
+		"{\"name\":\"commit\",\"side\":\"source\",\"start_ns\":2007000000,\"length_ns\":3000000},"
+		"{\"name\":\"receive\",\"side\":\"destination\",\"start_ns\":10000000,\"length_ns\":1001000000},"
+		"{\"name\":\"mappings\",\"side\":\"destination\",\"start_ns\":1011000000,\"length_ns\":4000000},"
+		"{\"name\":\"commit\",\"side\":\"destination\",\"start_ns\":1015000000,\"length_ns\":2000000}],"
 		"\"report\":[{\"severity\":\"loss\",\"code\":\"none\",\"object\":\"fd 3\",\"reason\":\"atime\"},"
 		"{\"severity\":\"note\",\"code\":\"none\",\"object\":\"x\",\"reason\":\"y\"}]}",
 		NULL,
 	};
 	static const char *const parts[] = {
 		"PRECOPY\n",
-		"round 2: 1234 pages, 4.8 MiB, 12.1 ms, 950 MB/s, dirty 310 pages\n",
+		"round  2:  4.8 MiB in 12.1 ms, 950 MB/s; 1234 pages; 310 are dirty again\n",
 		"pre-copy stopped: the rest fits into 30 ms\n",
-		"on host1\n",
-		"freeze",
-		"1.000 ms  ######\n",
-		"on host2\n",
-		"restore",
-		"4.000 ms  ########################\n",
+		"before the pause: pre-copy 1.0 s (host1), receive 1.0 s (host2)\n",
+		"the pause, stage by stage:\n",
+		"  host1  stop                0.0      1.0 ms  ####\n",
+		"  host1  restore             1.0      6.0 ms      ########################\n",
+		"  host2  mappings            3.0      4.0 ms              ================\n",
+		"  host1  commit              7.0      3.0 ms                              ############\n",
+		"  host2  commit              7.0      2.0 ms                              ========\n",
 		"not preserved:\n  fd 3: atime\n",
 		"pid 4242 (redis-server) runs on host2; pause 14.2 ms, total 1.3 s, 512 MiB in 4 rounds\n",
 		"to move it back: on host2, cpr-migrate --to host1 4242\n",

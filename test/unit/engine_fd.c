@@ -472,6 +472,10 @@ static void make_pipes(void)
 	NEED(pipe2(e, O_DIRECT) == 0 && write(e[1], "single", 6) == 6);
 	at(e[0], 40, false);
 	at(e[1], 41, false);
+	/* the same without a writer: the copy of the pipe tells */
+	NEED(pipe2(e, O_DIRECT) == 0 && write(e[1], "alone", 5) == 5);
+	close(e[1]);
+	at(e[0], 43, false);
 	/* a closed write end, and a full pipe */
 	NEED(pipe(g) == 0);
 	fcntl(g[1], F_SETFL, O_NONBLOCK);
@@ -515,6 +519,9 @@ static void pipes_as(uid_t uid)
 	assert_int_equal(read(e, buf, 2), 2);
 	fcntl(e, F_SETFL, O_NONBLOCK);
 	assert_int_equal(read(e, buf, 100), -1); /* the rest of the packet is dropped */
+	auto_fd alone = get(43);
+	assert_int_equal(read(alone, buf, 2), 2);
+	assert_int_equal(read(alone, buf, 100), 0);
 	auto_fd g = get(42);
 	size_t n = 0;
 	for (ssize_t k; (k = read(g, buf, sizeof(buf))) > 0;)
@@ -604,31 +611,42 @@ static void make_anon(void)
 	usleep(2000);
 }
 
-static int64_t left_ns(int fd)
+/* When it expires next, by our own monotonic clock; 0: disarmed. The best of several looks: others run here, too. */
+static int64_t expires(int fd)
 {
 	struct itimerspec it;
 	auto_fd dup = get(fd);
-	assert_int_equal(timerfd_gettime(dup, &it), 0);
-	return (int64_t)it.it_value.tv_sec * 1000000000 + it.it_value.tv_nsec;
+	int64_t when = 0;
+	uint64_t best = UINT64_MAX;
+	for (int i = 0; i < 20; i++) {
+		uint64_t t = util_monotonic_ns();
+		assert_int_equal(timerfd_gettime(dup, &it), 0);
+		uint64_t took = util_monotonic_ns() - t;
+		if (took >= best)
+			continue;
+		best = took;
+		when = (int64_t)it.it_value.tv_sec * 1000000000 + it.it_value.tv_nsec;
+		if (when)
+			when += (int64_t)t;
+	}
+	return when;
 }
 
 static void test_anon(void **state)
 {
 	(void)state;
 	static const int timers[] = { 10, 11, 12, 13, 14, 15, 16 };
-	int64_t left[ARRAY_LEN(timers)];
+	int64_t due[ARRAY_LEN(timers)];
 	uint64_t n;
 	seize(make_anon, 1000);
 	save();
-	uint64_t then = util_monotonic_ns();
 	for (size_t i = 0; i < ARRAY_LEN(timers); i++)
-		left[i] = left_ns(timers[i]);
+		due[i] = expires(timers[i]);
 	restore();
 	for (size_t i = 0; i < ARRAY_LEN(timers); i++) {
-		int64_t now = left_ns(timers[i]);
-		int64_t want = left[i] ? left[i] - (int64_t)(util_monotonic_ns() - then) : 0;
-		if (llabs(now - want) > 5000000)
-			fail_msg("timer %d: %lld left, not %lld", timers[i], (long long)now, (long long)want);
+		int64_t now = expires(timers[i]);
+		if (llabs(now - due[i]) > 5000000)
+			fail_msg("timer %d: due at %lld, not %lld", timers[i], (long long)now, (long long)due[i]);
 	}
 	auto_fd e = get(4), once = get(15), again = get(16), big = get(6);
 	for (int i = 0; i < 3; i++) {
@@ -650,8 +668,7 @@ static void test_timers_in_a_time_namespace(void **state)
 	(void)state;
 	seize(make_anon, 0);
 	save();
-	int64_t left = left_ns(11);
-	uint64_t then = util_monotonic_ns();
+	int64_t relative = expires(11), absolute = expires(14);
 	process_close(p);
 	end(victim);
 	/* the source's clock, as if this host's were another */
@@ -670,9 +687,8 @@ static void test_timers_in_a_time_namespace(void **state)
 	struct fd_restore r = { .img = img, .files = files, .v = v, .pid = victim, .report = &report };
 	OK(fdtab_restore(&r, &f));
 	p = vessel_process(v);
-	int64_t want = left - (int64_t)(util_monotonic_ns() - then);
-	assert_true(llabs(left_ns(11) - want) < 5000000);
-	assert_true(llabs(left_ns(14) - (1000000000000 - (int64_t)(util_monotonic_ns() - then))) < 1100000000);
+	assert_true(llabs(expires(11) - relative) < 5000000);
+	assert_true(llabs(expires(14) - absolute) < 5000000);
 	forget(&before);
 	discard();
 }
