@@ -14,7 +14,7 @@
 #define ROUNDS_WORTH_NS	   2000000u /* less than this in the pause is not worth another round */
 
 struct round {
-	uint64_t start_ns, end_ns;
+	uint64_t start_ns, send_ns, end_ns; /* send_ns: when the first page could go; 0: start_ns */
 	uint64_t pages, bytes, zero_pages;
 	uint64_t dirty_pages; /* at its end */
 };

@@ -25,6 +25,7 @@
 #include "arch.h"
 #include "convert.h"
 #include "fd.h"
+#include "files_check.h"
 #include "identity.h"
 #include "keep.h"
 #include "lock.h"
@@ -256,6 +257,8 @@ static int vet(void *side, struct fault *f)
 		settle_looks(s, &first, &second);
 	report_done(&first.report);
 	report_done(&second.report);
+	if (r == 0) /* it runs: reading files may take its time */
+		files_add_digests(s->offer.files, s->offer.n_files, s->w->arena);
 	spans_end(&s->w->spans, span);
 	s->memory_bytes = s->offer.memory_bytes;
 	return r < 0 ? -1 : blocked(s, f);
@@ -385,6 +388,7 @@ static int send_round(struct source *s, bool last, struct round *round, struct f
 		return -1;
 	if ((changed || s->rounds.n == 0) && send_maps(s, f) < 0)
 		return -1;
+	round->send_ns = util_monotonic_ns();
 	while (more) {
 		if (send_pages(s, round, &more, f) < 0)
 			return -1;

@@ -23,8 +23,8 @@
 #include "memory.h"
 #include "state.h"
 
-#define OFFER_TIMEOUT_MS 120000 /* the source vets first */
-#define FRAME_TIMEOUT_MS 60000
+#define OFFER_TIMEOUT_MS  120000 /* the source vets first */
+#define FRAME_TIMEOUT_MS  60000
 #define COMMIT_TIMEOUT_MS 60000
 #define CLOCK_WAIT_MAX_NS 10000000000u
 
@@ -213,8 +213,7 @@ static int on_pages(struct target *t, const struct frame *fr, struct fault *f)
 {
 	struct memory_segment segs[FRAME_SEGMENTS_MAX];
 	size_t n = fr->h.arg >> 32, pages = fr->h.arg & 0xffffffffu;
-	if (n > FRAME_SEGMENTS_MAX || pages > FRAME_PAGES_MAX ||
-	    fr->h.length != pages * PAGE_BYTES + n * sizeof(*segs))
+	if (n > FRAME_SEGMENTS_MAX || pages > FRAME_PAGES_MAX || fr->h.length != pages * PAGE_BYTES + n * sizeof(*segs))
 		return fault_set(f, FAULT_PROTOCOL, "a PAGES frame of %zu pages, %zu segments and %u bytes", pages, n,
 				 fr->h.length);
 	memcpy(segs, fr->payload + pages * PAGE_BYTES, n * sizeof(*segs));
@@ -541,9 +540,15 @@ static void discard(struct target *t, struct fault *why)
 
 /* Until `run` has ended all of it is thrown away when one fails. */
 const struct stage worker_target_stages[] = {
-	{ "offer", receive_offer },	  { "vet", answer_offer },	{ "receive", receive },
-	{ "memory", restore_memory },	  { "network-lock", lock_network }, { "descriptors", restore_fds },
-	{ "state", restore_state },	  { "ready", ready },		{ "run", run },
+	{ "offer", receive_offer },
+	{ "vet", answer_offer },
+	{ "receive", receive },
+	{ "memory", restore_memory },
+	{ "network-lock", lock_network },
+	{ "descriptors", restore_fds },
+	{ "state", restore_state },
+	{ "ready", ready },
+	{ "run", run },
 };
 const size_t worker_target_stage_count = ARRAY_LEN(worker_target_stages);
 

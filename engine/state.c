@@ -268,7 +268,8 @@ int state_save(struct process *p, struct remote *r, const struct stop_times *tim
 	s.tc = arena_msg(s.a, TaskCoreEntry, task_core_entry);
 	s.tc->has_monotonic_ns = s.tc->has_boottime_ns = true;
 	s.base_ns = util_monotonic_ns();
-	identity_clocks(p, &s.tc->monotonic_ns, &s.tc->boottime_ns);
+	if (identity_clocks(p, &s.tc->monotonic_ns, &s.tc->boottime_ns, f) < 0)
+		return -1;
 	bool pinned = pin(p);
 	int ret = save(&s, migration, f);
 	unpin(p, pinned);

@@ -48,6 +48,7 @@ enum turn { TURN_WORKER, TURN_HELPER }; /* TURN_WORKER is what the kernel writes
 struct vessel {
 	struct process *p;
 	struct vessel_spec spec;
+	pid_t worker;
 	pid_t helper; /* 0: gone */
 	char *stack;  /* its mapping, guard page first */
 	uint32_t turn;
@@ -132,11 +133,19 @@ static void default_signals(void)
 		syscall(SYS_rt_sigaction, sig, none, NULL, sizeof(uint64_t));
 }
 
+/* With our parent, also when it is dead already and nobody would tell us. Raw calls: the vessel does this, too. */
+static void die_with(pid_t parent)
+{
+	syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	if (syscall(SYS_getppid) != parent)
+		syscall(SYS_exit_group, 1);
+}
+
 static int helper_main(void *arg)
 {
 	struct vessel *v = arg;
+	die_with(v->worker);
 	close_all_but(v->spec.cgroup_fd);
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	default_signals();
 	prctl(PR_SET_NAME, "cpr-helper");
 	for (;;) {
@@ -209,24 +218,25 @@ static int set_clocks(const struct vessel_spec *spec, struct fault *f)
 	snprintf(text, sizeof(text), "monotonic %lld %lld\nboottime %lld %lld\n", (long long)ms, (long long)mns,
 		 (long long)bs, (long long)bns);
 	if (util_write_file(AT_FDCWD, "/proc/self/timens_offsets", text) < 0)
-		return fault_errno(f, FAULT_KERNEL,
-				   "set the clocks of the new process: monotonic %lld s, boottime %lld s from the host's",
-				   (long long)ms, (long long)bs);
+		return fault_errno(
+			f, FAULT_KERNEL,
+			"set the clocks of the new process: monotonic %lld s, boottime %lld s from the host's",
+			(long long)ms, (long long)bs);
 	return 0;
 }
 
 /* The vessel until the worker stops it; never goes on from here. Raw calls: this is a copy of a process with other
  * ideas about its stack and threads. */
-static _Noreturn void vessel_main(void)
+static _Noreturn void vessel_main(pid_t helper)
 {
-	syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); /* until it is traced */
+	die_with(helper); /* until it is traced */
 	for (;;)
 		syscall(SYS_ppoll, NULL, 0, NULL, NULL, 0);
 }
 
 static pid_t vessel_clone(const struct vessel_spec *spec)
 {
-	pid_t pid = spec->pid;
+	pid_t pid = spec->pid, helper = (pid_t)syscall(SYS_getpid);
 	struct clone_args args = {
 		.flags = CLONE_FILES | CLONE_FS,
 		.exit_signal = SIGCHLD,
@@ -239,7 +249,7 @@ static pid_t vessel_clone(const struct vessel_spec *spec)
 	}
 	long r = syscall(SYS_clone3, &args, sizeof(args));
 	if (r == 0)
-		vessel_main();
+		vessel_main(helper);
 	return (pid_t)r;
 }
 
@@ -341,6 +351,7 @@ static int helper_start(struct vessel *v, struct fault *f)
 	/* it inherits the mask: handlers of ours must not run there */
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, &old);
+	v->worker = getpid();
 	int pid = clone(helper_main, v->stack + HELPER_STACK, CLONE_VM | CLONE_CHILD_CLEARTID, v, NULL, NULL, &v->turn);
 	int err = errno;
 	sigprocmask(SIG_SETMASK, &old, NULL);

@@ -60,8 +60,8 @@ class Gap:
 
 
 class Memory:
-    """Peak memory of the wires, and of what a worker's consists, looked at while a migration runs (not one that is
-    measured: looking costs)."""
+    """Peak memory of the wires, looked at while a migration runs (not one that is measured: looking costs). Workers
+    tell their own; seen from here a vessel would still look like one."""
 
     def __init__(self):
         self.peak, self.over = {}, threading.Event()
@@ -78,10 +78,9 @@ class Memory:
         try:
             exe = os.readlink("/proc/%s/exe" % pid)
             name = os.path.basename(exe)
-            if os.path.dirname(exe) != BUILD or name not in ("cpr-wire", "cpr-worker"):
+            if os.path.dirname(exe) != BUILD or name != "cpr-wire":
                 return
-            if name == "cpr-wire":
-                name += " " + open("/proc/%s/cmdline" % pid).read().split("\0")[2]
+            name += " " + open("/proc/%s/cmdline" % pid).read().split("\0")[2]
             status = dict(l.split(":", 1) for l in open("/proc/%s/status" % pid) if ":" in l)
         except (OSError, IndexError):
             return

@@ -15,7 +15,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../lib"))
 import tap
 from bed import wait_for
-from cases import CANCELLED, Beating, Served
+from cases import CANCELLED, Beating, Crowded, Served
 from cluster import Cluster
 from watch import Run, Watch, kill_all, pidfds, spread
 
@@ -53,10 +53,10 @@ def moment(run, side, names):
         end = run.started + rnd.random() * pace.total
         while time.monotonic() < end and not run.over:
             time.sleep(0.002)
-        return pidfds(watch[side].processes(*names))
+        return pidfds(watch[side].parts(*names))
     wait = rnd.random() * pace.pause - 0.005
     run.wait_state("PRECOPY")
-    fds = pidfds(watch[side].processes(*names))
+    fds = pidfds(watch[side].parts(*names))
     run.wait_state("SEALED")
     if wait > 0:
         time.sleep(wait)
@@ -109,16 +109,20 @@ for who in (("cpr-worker",), ("cpr-wire",), ("cpr-worker", "cpr-wire")):
                   "%s killed on %s" % (" and ".join(who), "the source" if where == "host1" else "the destination"))
 
 
-@tests.add
-def redis_keeps_its_client_when_workers_die():
-    case = Served(c, watch, rnd)
+def serving(kind, sides, n):
+    case = kind(c, watch, rnd)
     try:
-        for i in range(REDIS_KILLS):
-            one(case, "host2" if i % 3 == 2 else "host1", ("cpr-worker",))
+        for i in range(n):
+            one(case, sides[i % len(sides)], ("cpr-worker",))
         case.finish()
     finally:
         print("# last state before the death: %s" % case.outcomes, flush=True)
         case.stop()
+
+
+tests.add(lambda: serving(Served, ("host1", "host1", "host2"), REDIS_KILLS), "redis keeps its client when workers die")
+tests.add(lambda: serving(Crowded, ("host1",), REDIS_KILLS),
+          "no connection is harmed when the worker dies while it saves them")
 
 
 @tests.add

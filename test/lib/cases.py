@@ -8,9 +8,10 @@
 """
 import os
 import signal
+import subprocess
 import time
 
-from bed import wait_for
+from bed import TOP, wait_for
 from cluster import VIP
 from redis import Redis
 from victims import Victim
@@ -136,3 +137,19 @@ class Served(Case):
         assert r["errors"] == 0 and r["wrong"] == 0, r
 
 
+class Crowded(Served):
+    """The same with many more connections: saving them takes long enough to die amid it, with one in repair mode."""
+    CROWD = 300
+
+    def start(self):
+        super().start()
+        self.crowd = self.c["client"].popen(["/usr/bin/python3", os.path.join(TOP, "test/lib/crowd.py"), VIP, "6379",
+                                             str(self.CROWD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.crowd.stdout.readline() == "%d\n" % self.CROWD
+
+    def check(self, host, run):
+        super().check(host, run)
+        self.crowd.stdin.write("\n")
+        self.crowd.stdin.flush()
+        n = self.crowd.stdout.readline()
+        assert n == "%d\n" % self.CROWD, "%s of %d connections answer" % (n.strip(), self.CROWD)

@@ -2,7 +2,7 @@
 shell that stays there.
 
     w = Watch(c, "host1")
-    w.processes("cpr-worker")      pids as the test sees them
+    w.parts("cpr-worker", …)       pids as the test sees them
     w.where(pid)                   the same for a process of the host; None: it is gone
     w.left(pid)                    what a migration must not leave; [] is clean
     run = Run(c, "host1", pid, "host2", ...); run.wait_state("SEALED"); run.status; run.text
@@ -56,6 +56,20 @@ class Watch:
                     found.append(p)
             except OSError:
                 pass
+        return found
+
+    def parts(self, *names):
+        """Of cpr itself: a vessel is a copy of its worker at first, and isn't meant."""
+        wardens = self.processes("cpr-warden")
+        found = []
+        for p in self.processes(*names):
+            try:
+                stat = open("/proc/%d/stat" % p).read()
+                name = os.path.basename(os.readlink("/proc/%d/exe" % p))
+            except OSError:
+                continue
+            if name not in PARTS or int(stat.rsplit(")", 1)[1].split()[1]) in wardens:
+                found.append(p)
         return found
 
     def where(self, pid, dead=False):

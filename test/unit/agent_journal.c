@@ -23,7 +23,7 @@ struct place {
 static int setup(void **state)
 {
 	struct place *p = calloc(1, sizeof(*p));
-	strcpy(p->dir, "/tmp/cpr-journal-XXXXXX");
+	strcpy(p->dir, "/dev/shm/cpr-journal-XXXXXX");
 	assert_non_null(mkdtemp(p->dir));
 	p->fd = open(p->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	assert_true(p->fd >= 0);

@@ -58,6 +58,22 @@ static void by_estimate(void **state)
 	assert_int_equal(r.total_pages, 262144);
 }
 
+/* What comes before the first page is not the link's fault. */
+static void slow_start(void **state)
+{
+	(void)state;
+	Cpr__Options o = CPR__OPTIONS__INIT;
+	struct rounds r;
+	struct round round = {
+		.start_ns = 0, .send_ns = 80000000, .end_ns = 90000000, .pages = 1000, .dirty_pages = 999
+	};
+	round.bytes = round.pages * PAGE_BYTES;
+	rounds_init(&r, &o);
+	rounds_add(&r, &round);
+	assert_int_equal(r.bandwidth, round.bytes * 100);
+	assert_true(rounds_done(&r));
+}
+
 static void by_bounds(void **state)
 {
 	(void)state;
@@ -83,6 +99,7 @@ static void by_bounds(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(by_estimate), cmocka_unit_test(by_bounds) };
+	const struct CMUnitTest tests[] = { cmocka_unit_test(by_estimate), cmocka_unit_test(by_bounds),
+					    cmocka_unit_test(slow_start) };
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

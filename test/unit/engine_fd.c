@@ -687,8 +687,9 @@ static void test_timers_in_a_time_namespace(void **state)
 	struct fd_restore r = { .img = img, .files = files, .v = v, .pid = victim, .report = &report };
 	OK(fdtab_restore(&r, &f));
 	p = vessel_process(v);
-	assert_true(llabs(expires(11) - relative) < 5000000);
-	assert_true(llabs(expires(14) - absolute) < 5000000);
+	/* the vessel's clock itself is late by the time from `spec` to its birth */
+	assert_true(llabs(expires(11) - relative) < 100000000);
+	assert_true(llabs(expires(14) - absolute) < 100000000);
 	forget(&before);
 	discard();
 }
