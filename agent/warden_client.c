@@ -15,6 +15,7 @@
 
 struct wc {
 	int sock;
+	uint8_t *options; /* start->options */
 	struct undo_log undo;
 };
 
@@ -107,6 +108,7 @@ int wc_open(struct wc **out, struct wc_start *start, struct fault *f)
 	start->options = options;
 	start->options_len = s.options_len;
 	w->sock = SPAWN_FD;
+	w->options = options;
 	w->undo = (struct undo_log){ .push = undo_push, .drop = undo_drop, .ctx = w };
 	*out = w;
 	return 0;
@@ -115,6 +117,7 @@ int wc_open(struct wc **out, struct wc_start *start, struct fault *f)
 void wc_close(struct wc *w)
 {
 	util_close(&w->sock);
+	free(w->options);
 	free(w);
 }
 

@@ -85,33 +85,6 @@ static void check_flags(struct check *c, const struct map *m)
 			blocker(c, m, FAULT_UNSUPPORTED, NULL, table[i].reason);
 }
 
-/* A digest costs a read of the whole file: the same file is digested once in this worker's life. */
-static int cached_digest(int fd, const struct stat *st, uint8_t out[16], struct fault *f)
-{
-	static struct cached {
-		dev_t dev;
-		ino_t ino;
-		off_t size;
-		struct timespec mtime;
-		uint8_t digest[16];
-	} cache[512];
-	static size_t n;
-	for (size_t i = 0; i < n; i++)
-		if (cache[i].dev == st->st_dev && cache[i].ino == st->st_ino && cache[i].size == st->st_size &&
-		    !memcmp(&cache[i].mtime, &st->st_mtim, sizeof(st->st_mtim))) {
-			memcpy(out, cache[i].digest, 16);
-			return 0;
-		}
-	if (filetab_digest(fd, out, f) < 0)
-		return -1;
-	if (n < ARRAY_LEN(cache)) {
-		cache[n] = (struct cached){ .dev = st->st_dev, .ino = st->st_ino, .size = st->st_size };
-		cache[n].mtime = st->st_mtim;
-		memcpy(cache[n++].digest, out, 16);
-	}
-	return 0;
-}
-
 static Cpr__NeededFile *find_file(const struct check *c, const char *path)
 {
 	for (size_t i = 0; i < c->n; i++)
@@ -148,13 +121,8 @@ static int need_file(struct check *c, const char *link, const char *path, const 
 	}
 	if (written || e->size > DIGEST_MAX)
 		return 0;
-	auto_fd fd = openat(c->p->procfd, link, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return fault_errno(f, FAULT_SYSTEM, "open %s of pid %d", path, c->p->pid);
-	e->has_digest = true;
-	e->digest.len = 16;
-	e->digest.data = arena_alloc(c->a, 16);
-	return cached_digest(fd, &st, e->digest.data, f);
+	e->has_digest = true; /* files_add_digests reads the file, when the process is not stopped */
+	return 0;
 }
 
 static int check_file(struct check *c, const struct map *m, struct fault *f)
