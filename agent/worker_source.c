@@ -64,7 +64,8 @@ struct source {
 	uint64_t memory_bytes;
 	bool frozen;
 	bool adopted;
-	uint64_t started_ns, freeze_ns, frozen_process_ns;
+	uint64_t started_ns, freeze_ns, frozen_process_ns, done_ns, pause_ns;
+	const Cpr__Resumed *resumed;
 	char lock_why[128];
 };
 
@@ -618,14 +619,15 @@ static int send_state(void *side, struct fault *f)
 
 /* ---- commit ---- */
 
-static void tell_done(struct source *s, uint64_t pause_ns, const Cpr__Resumed *resumed)
+static void tell_done(struct source *s)
 {
+	const Cpr__Resumed *resumed = s->resumed;
 	struct arena *a = arena_new();
 	Cpr__Event *m = events_new(&s->w->events, a, CPR__EVENT__KIND__DONE);
 	m->state = arena_strdup(a, handoff_state_name(s->w->state));
 	m->has_pause_us = m->has_total_us = m->has_total_bytes = m->has_total_pages = m->has_rounds = true;
-	m->pause_us = pause_ns / 1000u;
-	m->total_us = (util_monotonic_ns() - s->started_ns) / 1000u;
+	m->pause_us = s->pause_ns / 1000u;
+	m->total_us = (s->done_ns - s->started_ns) / 1000u;
 	m->total_bytes = link_bytes_sent(s->w->link);
 	m->total_pages = s->rounds.total_pages;
 	m->rounds = s->rounds.n;
@@ -703,20 +705,33 @@ static int commit(void *side, struct fault *f)
 	if (!resumed)
 		return in_doubt(s, f);
 	uint64_t pause = util_monotonic_ns() - s->freeze_ns;
+	s->done_ns = util_monotonic_ns();
+	s->pause_ns = pause;
+	s->resumed = resumed;
 	spans_end(&w->spans, span);
-	if (worker_step(w, HANDOFF_EV_RESUMED, "runs on the destination", f) < 0)
-		return -1;
-	tell_done(s, pause, resumed);
-	return 0;
+	return worker_step(w, HANDOFF_EV_RESUMED, "runs on the destination", f);
 }
 
+static void keep_state(struct source *s)
+{
+	struct fault f = { 0 };
+	if (s->keep && keep_finish(s->keep, s->img, &f) < 0)
+		report_add(&s->w->report, REPORT_LOSS, f.code, "--keep-state", NULL, "the state was not kept: %s",
+			   f.what);
+}
+
+/* It runs on the destination, whatever happens here. */
 static int clean(struct source *s, struct fault *f)
 {
-	if (s->keep && keep_finish(s->keep, s->img, f) < 0)
-		return -1;
 	/* The uffd goes with the process: closing it first would cost 20 ms a GiB for nothing. */
-	if (wc_remove(s->w->wc, f) < 0 || wc_undo_forget(s->w->wc, f) < 0)
-		return fault_while(f, "removing pid %d, which runs on %s now", s->p->pid, s->w->start.peer);
+	if (wc_remove(s->w->wc, f) < 0 || wc_undo_forget(s->w->wc, f) < 0) {
+		fault_while(f, "removing pid %d here", s->p->pid);
+		fault_hint(f, "It runs on %s; what is left of it here is frozen and may be killed.", s->w->start.peer);
+		worker_send_failed(s->w, f);
+		return -1;
+	}
+	keep_state(s);
+	tell_done(s); /* now its number is free here, too: it could come back */
 	return wc_done(s->w->wc, f);
 }
 

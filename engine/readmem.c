@@ -5,7 +5,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-typedef uint64_t words __attribute__((vector_size(32), aligned(8), may_alias));
+/* Pages are read to where they are sent from, behind a frame's head: no alignment to rely on. */
+typedef uint64_t words __attribute__((vector_size(32), aligned(1), may_alias));
+typedef uint64_t word __attribute__((aligned(1), may_alias));
 
 #ifdef __x86_64__
 __attribute__((target_clones("avx2", "default")))
@@ -13,7 +15,7 @@ __attribute__((target_clones("avx2", "default")))
 bool readmem_page_is_zero(const void *page)
 {
 	const words *w = page;
-	if (*(const uint64_t *)page)
+	if (*(const word *)page)
 		return false;
 	for (size_t i = 0; i < PAGE_BYTES / sizeof(words); i += 8) {
 		words o = (w[i] | w[i + 1]) | (w[i + 2] | w[i + 3]) | (w[i + 4] | w[i + 5]) | (w[i + 6] | w[i + 7]);
