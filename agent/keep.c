@@ -9,13 +9,13 @@
 #include <unistd.h>
 
 #define PAGEMAP_MAGIC 0x56084025u
-#define COMMON_MAGIC 0x54564319u
-#define PE_PRESENT (1u << 2) /* pagemap_entry.flags: the page is in pages-N.img */
+#define COMMON_MAGIC  0x54564319u
+#define PE_PRESENT    (1u << 2) /* pagemap_entry.flags: the page is in pages-N.img */
 
 struct kept {
 	uint64_t addr;
 	uint32_t space;
-	bool gone; /* zero or discarded after it was sent */
+	bool gone;    /* zero or discarded after it was sent */
 	uint64_t seq; /* in the log; also the order */
 };
 

@@ -19,7 +19,7 @@ struct worker {
 	struct spans spans;
 	struct report report; /* losses and notes so far */
 	enum handoff_state state;
-	bool may_cancel; /* before the commit */
+	bool may_cancel;  /* before the commit */
 	const char *host; /* this one's name */
 };
 

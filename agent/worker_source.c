@@ -762,7 +762,7 @@ static void take_back(struct source *s, const struct fault *why)
 	/* Now that it runs: who is told may be slow to hear it. */
 	worker_send_abort(w, why);
 	for (size_t i = 0; i < s->removed; i++)
-		if (net_address_announce(&s->addresses[i], &f) < 0)
+		if (net_address_announce(&s->addresses[i], NULL, &f) < 0)
 			log_err(subject, "%s", f.what);
 }
 

@@ -40,6 +40,7 @@ struct target {
 	struct net_lock *lock;
 	char lock_why[128];
 	struct net_address *addresses;
+	int *announcers; /* sockets that did, to be closed after the pause */
 	size_t n_addresses;
 	size_t added;
 	int cgroup_fd;
@@ -58,8 +59,10 @@ static void check_devices(struct target *t)
 	const Cpr__Options *o = t->offer->options;
 	t->n_addresses = o->n_move_address;
 	t->addresses = calloc(t->n_addresses + 1, sizeof(*t->addresses));
-	if (!t->addresses)
+	t->announcers = calloc(t->n_addresses + 1, sizeof(*t->announcers));
+	if (!t->addresses || !t->announcers)
 		abort();
+	memset(t->announcers, -1, t->n_addresses * sizeof(*t->announcers));
 	for (size_t i = 0; i < t->n_addresses; i++) {
 		const Cpr__MoveAddress *m = o->move_address[i];
 		struct net_address *a = &t->addresses[i];
@@ -433,11 +436,11 @@ static void wait_for_clock(const struct target *t)
 	nanosleep(&(struct timespec){ (time_t)(ns / 1000000000u), (long)(ns % 1000000000u) }, NULL);
 }
 
-static void announce(const struct target *t)
+static void announce(struct target *t)
 {
 	struct fault f = { 0 };
 	for (size_t i = 0; i < t->n_addresses; i++)
-		if (net_address_announce(&t->addresses[i], &f) < 0)
+		if (net_address_announce(&t->addresses[i], &t->announcers[i], &f) < 0)
 			log_err(t->w->events.migration, "%s", f.what);
 }
 
@@ -568,6 +571,9 @@ int worker_target_run(struct worker *w, struct fault *f)
 		net_lock_close(t.lock);
 	image_free(t.img);
 	filetab_free(t.files);
+	for (size_t i = 0; i < t.n_addresses; i++)
+		util_close(&t.announcers[i]);
+	free(t.announcers);
 	free(t.addresses);
 	return r;
 }

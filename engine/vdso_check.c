@@ -12,8 +12,7 @@ int memory_check_vdso(struct vessel *v, const Cpr__Offer *offer, struct report *
 		return -1;
 	if (offer->vdso_digest.len != sizeof(digest) || memcmp(offer->vdso_digest.data, digest, sizeof(digest)) != 0 ||
 	    offer->vdso_pages != vdso || offer->vvar_pages != vvar)
-		report_add(report, REPORT_BLOCKER, FAULT_KERNEL, "vDSO",
-			   "run the same kernel build on both hosts",
+		report_add(report, REPORT_BLOCKER, FAULT_KERNEL, "vDSO", "run the same kernel build on both hosts",
 			   "the destination's kernel gives processes another vDSO than %s does", offer->kernel);
 	return 0;
 }

@@ -43,7 +43,7 @@ enum image_type {
 
 /* task_kobj_ids_entry.files_id of a process's descriptor table, and so the number in fdinfo-%u.img: a state of one
  * process has one table. */
-#define IMAGE_FILES_ID 1u
+#define IMAGE_FILES_ID	1u
 
 #define IMAGE_ENTRY_MAX (64u << 20) /* a packed entry with its extra bytes */
 

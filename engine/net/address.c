@@ -434,7 +434,7 @@ static void build_na(struct frame_na *p, const uint8_t *mac, const uint8_t *ip)
 	p->na.nd_na_cksum = checksum((uint8_t *)p + offsetof(struct frame_na, na), len, pseudo);
 }
 
-int net_address_announce(const struct net_address *a, struct fault *f)
+int net_address_announce(const struct net_address *a, int *later, struct fault *f)
 {
 	auto_fd sk = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
 	struct sockaddr_ll to = { .sll_family = AF_PACKET, .sll_halen = ETH_ALEN };
@@ -444,6 +444,8 @@ int net_address_announce(const struct net_address *a, struct fault *f)
 	struct wanted w;
 	ssize_t sent;
 
+	if (later)
+		*later = -1;
 	if (parse_numeric(a->address, &w) < 0)
 		return fault_set(f, FAULT_USAGE, "\"%s\" is no IPv4 or IPv6 address", a->address);
 	if (sk < 0)
@@ -467,6 +469,8 @@ int net_address_announce(const struct net_address *a, struct fault *f)
 	}
 	if (sent < 0)
 		return fault_errno(f, FAULT_NETWORK, "announce %s on %s", a->address, a->device);
+	if (later)
+		*later = take_fd(&sk);
 	return 0;
 }
 
@@ -486,7 +490,7 @@ int net_address_undo(const struct undo *u, struct fault *f)
 		label[0] = '\0';
 	if (change(RTM_NEWADDR, &a, label, broadcast, -NLE_EXIST, f) < 0)
 		return -1;
-	return net_address_announce(&a, f);
+	return net_address_announce(&a, NULL, f);
 }
 
 struct local {

@@ -24,7 +24,9 @@ int net_address_find(struct net_address *a, struct fault *f) MUST_CHECK;
 int net_address_device_exists(const char *device, struct fault *f) MUST_CHECK;
 int net_address_remove(const struct net_address *a, struct undo_log *undo, struct fault *f) MUST_CHECK;
 int net_address_add(const struct net_address *a, struct undo_log *undo, struct fault *f) MUST_CHECK; /* no DAD */
-int net_address_announce(const struct net_address *a, struct fault *f) MUST_CHECK;
+/* Once. *later: a descriptor to close when there is time, or -1; closing a packet socket waits for the kernel's readers
+ * (packet_release calls synchronize_net: 10 ms and more), which has no place in a pause. NULL: closed here. */
+int net_address_announce(const struct net_address *a, int *later, struct fault *f) MUST_CHECK;
 /* For the warden. */
 int net_address_undo(const struct undo *u, struct fault *f) MUST_CHECK;
 bool net_address_is_local(int family, const void *addr); /* of this host, any device */

@@ -86,7 +86,8 @@ __attribute__((unused)) static bool victim_running(void)
 	char path[300], text[32];
 	atomic_fetch_add(&victim_steps, 1);
 	clock_gettime(CLOCK_REALTIME, &now);
-	if ((now.tv_sec - last.tv_sec) * 1000000000l + now.tv_nsec - last.tv_nsec < 10000000 && now.tv_sec >= last.tv_sec)
+	if ((now.tv_sec - last.tv_sec) * 1000000000l + now.tv_nsec - last.tv_nsec < 10000000 &&
+	    now.tv_sec >= last.tv_sec)
 		return true;
 	last = now;
 	snprintf(text, sizeof(text), "%llu", (unsigned long long)atomic_load(&victim_steps));

@@ -119,7 +119,7 @@ static void move_one(const char *text, const char *add, const char *shown, const
 	assert_int_equal(testnet_number("ip addr show dev eth0 tentative | grep -c '%s'", a.address),
 			 0); /* usable at once */
 	assert_int_equal(n_kept, 2);
-	assert_int_equal(net_address_announce(&a, &f), 0);
+	assert_int_equal(net_address_announce(&a, NULL, &f), 0);
 	testnet_enter(&net, HOST_B);
 	testnet_sh("ping -c1 -w1 -q %s >/dev/null", neighbour); /* would wait for A's old entry to fail */
 

@@ -88,7 +88,7 @@ static void service_to(const struct family *w, int host)
 
 	testnet_enter(&net, host);
 	OK(net_address_add(&a, NULL, &f));
-	OK(net_address_announce(&a, &f));
+	OK(net_address_announce(&a, NULL, &f));
 }
 
 static void service_gone(const struct family *w, int host)
@@ -396,7 +396,7 @@ static void stream_of(const struct family *w, bool lock_first)
 	OK(fd);
 	t[5] = now_ms();
 	OK(net_address_add(&svc, NULL, &f));
-	OK(net_address_announce(&svc, &f));
+	OK(net_address_announce(&svc, NULL, &f));
 	OK(net_lock_release(lc, &f));
 	OK(socksave_commit(&m, e, fd, &f));
 	t[6] = now_ms();

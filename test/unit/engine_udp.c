@@ -77,7 +77,7 @@ static void service(const struct family *w, int host, bool there)
 	testnet_enter(&net, host);
 	OK(there ? net_address_add(&a, NULL, &f) : net_address_remove(&a, NULL, &f));
 	if (there)
-		OK(net_address_announce(&a, &f));
+		OK(net_address_announce(&a, NULL, &f));
 }
 
 static void same_names(const union inet_addr was[2], int fd, bool connected)

@@ -7,9 +7,10 @@
 
 #include "victim.h"
 
-static const char *const keep[] = { "Name:",	"Umask:",   "Uid:",	 "Gid:",	"Groups:",     "Tgid:",	 "Pid:",
-				    "Threads:", "SigBlk:",  "SigIgn:",	 "SigCgt:",	"CapInh:",     "CapPrm:", "CapEff:",
-				    "CapBnd:",	"CapAmb:",  "NoNewPrivs:", "Seccomp:", "THP_enabled:", NULL };
+static const char *const keep[] = { "Name:",   "Umask:",      "Uid:",	  "Gid:",	  "Groups:",
+				    "Tgid:",   "Pid:",	      "Threads:", "SigBlk:",	  "SigIgn:",
+				    "SigCgt:", "CapInh:",     "CapPrm:",  "CapEff:",	  "CapBnd:",
+				    "CapAmb:", "NoNewPrivs:", "Seccomp:", "THP_enabled:", NULL };
 
 static void slurp(const char *path, char *buf, size_t len)
 {
@@ -40,9 +41,11 @@ static void extra(char *out, size_t len)
 	char cwd[256] = "?";
 	if (!getcwd(cwd, sizeof(cwd)))
 		cwd[0] = '!';
-	snprintf(out, len, "cwd %s nice %d sid %d pgid %d dumpable %d keepcaps %d securebits %d slack %d sched %d subreaper-ok", cwd,
-		 getpriority(PRIO_PROCESS, 0), getsid(0) == getpid(), getpgid(0) == getpid(), prctl(PR_GET_DUMPABLE),
-		 prctl(PR_GET_KEEPCAPS), prctl(PR_GET_SECUREBITS), prctl(PR_GET_TIMERSLACK), sched_getscheduler(0));
+	snprintf(out, len,
+		 "cwd %s nice %d sid %d pgid %d dumpable %d keepcaps %d securebits %d slack %d sched %d subreaper-ok",
+		 cwd, getpriority(PRIO_PROCESS, 0), getsid(0) == getpid(), getpgid(0) == getpid(),
+		 prctl(PR_GET_DUMPABLE), prctl(PR_GET_KEEPCAPS), prctl(PR_GET_SECUREBITS), prctl(PR_GET_TIMERSLACK),
+		 sched_getscheduler(0));
 	char more[256];
 	slurp("/proc/self/coredump_filter", more, sizeof(more));
 	strncat(out, more, len - strlen(out) - 1);
@@ -91,8 +94,8 @@ int main(int argc, char **argv)
 				a++, b++;
 			while (a > before && a[-1] != '\n')
 				a--, b--;
-			snprintf(victim_reason, sizeof(victim_reason), "status: %.*s became %.*s", (int)strcspn(a, "\n"), a,
-				 (int)strcspn(b, "\n"), b);
+			snprintf(victim_reason, sizeof(victim_reason), "status: %.*s became %.*s",
+				 (int)strcspn(a, "\n"), a, (int)strcspn(b, "\n"), b);
 		}
 		slurp("/proc/self/limits", limits2, sizeof(limits2));
 		victim_check(!strcmp(limits, limits2), "limits differ: %s", limits2);

@@ -53,8 +53,8 @@ int main(int argc, char **argv)
 		if (n % 100000 == 0)
 			lseek(rd, 0, SEEK_SET);
 		victim_check(lseek(odd, 0, SEEK_CUR) == 4096, "another file's offset moved");
-		victim_check((fcntl(odd, F_GETFL) & (O_ACCMODE | O_NONBLOCK | O_APPEND)) == (O_RDWR | O_NONBLOCK), "flags %o",
-			     fcntl(odd, F_GETFL));
+		victim_check((fcntl(odd, F_GETFL) & (O_ACCMODE | O_NONBLOCK | O_APPEND)) == (O_RDWR | O_NONBLOCK),
+			     "flags %o", fcntl(odd, F_GETFL));
 		victim_check(fcntl(odd, F_GETFD) == FD_CLOEXEC && fcntl(rd, F_GETFD) == 0, "close-on-exec flags");
 		if (n % 100 == 0) {
 			victim_check(dprintf(ap, "line %06d\n", lines++) == 12, "append: %s", strerror(errno));

@@ -7,7 +7,7 @@
 
 #define PAGE 4096ul
 #ifndef PR_SET_VMA
-#define PR_SET_VMA 0x53564d41
+#define PR_SET_VMA	     0x53564d41
 #define PR_SET_VMA_ANON_NAME 0
 #endif
 
@@ -23,7 +23,8 @@ static int n_areas;
 
 static uint64_t word(const struct area *a, size_t page, int i)
 {
-	return ((uint64_t)(uintptr_t)a->name * 31 + page * 0x9e3779b97f4a7c15u + (uint64_t)i) ^ a->generation[page] << 20;
+	return ((uint64_t)(uintptr_t)a->name * 31 + page * 0x9e3779b97f4a7c15u + (uint64_t)i) ^ a->generation[page]
+													<< 20;
 }
 
 static void put(struct area *a, size_t page)
@@ -72,7 +73,8 @@ static char *layout(void)
 	while (f && fgets(line, sizeof(line), f)) {
 		unsigned long s, e;
 		char perms[8];
-		if (sscanf(line, "%lx-%lx %7s", &s, &e, perms) == 3 && !strstr(line, "[stack]") && !strstr(line, "[heap]"))
+		if (sscanf(line, "%lx-%lx %7s", &s, &e, perms) == 3 && !strstr(line, "[stack]") &&
+		    !strstr(line, "[heap]"))
 			used += (size_t)snprintf(buf + used, sizeof(buf) - used, "%lx-%lx %s\n", s, e, perms);
 	}
 	if (f)

@@ -12,7 +12,7 @@ static struct conn {
 	char buf[8192];
 	size_t have;
 	bool eof;
-} *conns[MAX];
+} * conns[MAX];
 static int ep;
 
 static int listen_on(int family, const char *addr)

@@ -42,7 +42,8 @@ int main(int argc, char **argv)
 	int fifo = open(path, O_RDWR | O_NONBLOCK);
 	if (write(fifo, "in the fifo", 11) != 11)
 		return 3;
-	int counter = eventfd(5, EFD_CLOEXEC), sem = eventfd(3, EFD_SEMAPHORE | EFD_NONBLOCK), tick = eventfd(0, EFD_NONBLOCK);
+	int counter = eventfd(5, EFD_CLOEXEC), sem = eventfd(3, EFD_SEMAPHORE | EFD_NONBLOCK),
+	    tick = eventfd(0, EFD_NONBLOCK);
 	sigset_t set;
 	sigemptyset(&set);
 	sigaddset(&set, SIGUSR1);
@@ -98,7 +99,8 @@ int main(int argc, char **argv)
 				ticks++;
 				break;
 			case 3:
-				victim_check(read(sfd, &si, sizeof(si)) == sizeof(si) && si.ssi_signo == SIGUSR1, "signalfd");
+				victim_check(read(sfd, &si, sizeof(si)) == sizeof(si) && si.ssi_signo == SIGUSR1,
+					     "signalfd");
 				seen_usr1++;
 				break;
 			case 4:

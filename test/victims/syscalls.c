@@ -43,7 +43,8 @@ static int do_abs_nanosleep(void)
 	struct timespec t;
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	int64_t end = t.tv_sec * 1000000000ll + t.tv_nsec + MS * 1000000ll;
-	return clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &(struct timespec){ end / 1000000000, end % 1000000000 }, NULL);
+	return clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &(struct timespec){ end / 1000000000, end % 1000000000 },
+			       NULL);
 }
 
 static int do_poll(void)
@@ -55,7 +56,8 @@ static int do_ppoll(void)
 {
 	sigset_t m;
 	sigemptyset(&m);
-	return ppoll(&(struct pollfd){ .fd = quiet[0], .events = POLLIN }, 1, &(struct timespec){ 0, MS * 1000000l }, &m);
+	return ppoll(&(struct pollfd){ .fd = quiet[0], .events = POLLIN }, 1, &(struct timespec){ 0, MS * 1000000l },
+		     &m);
 }
 
 static int do_select(void)

@@ -60,7 +60,8 @@ int main(int argc, char **argv)
 		int64_t t = now() - t0;
 		victim_check((int64_t)expirations <= t / 5000000 + 1, "timerfd: %llu expirations after %lld ms",
 			     (unsigned long long)expirations, (long long)t / 1000000);
-		victim_check(fired <= t / 10000000 + 1, "timer: %d expirations after %lld ms", fired, (long long)t / 1000000);
+		victim_check(fired <= t / 10000000 + 1, "timer: %d expirations after %lld ms", fired,
+			     (long long)t / 1000000);
 		struct itimerspec i;
 		timer_gettime(shot, &i);
 		int64_t left = i.it_value.tv_sec * 1000000000ll + i.it_value.tv_nsec, want = 3600000000000ll - t;
@@ -78,7 +79,8 @@ int main(int argc, char **argv)
 	/* What was due while it was frozen has fired since. */
 	victim_check((int64_t)expirations >= t / 5000000 - 20, "timerfd: only %llu expirations after %lld ms",
 		     (unsigned long long)expirations, (long long)t / 1000000);
-	victim_check(fired >= t / 10000000 - 20, "timer: only %d expirations after %lld ms", fired, (long long)t / 1000000);
+	victim_check(fired >= t / 10000000 - 20, "timer: only %d expirations after %lld ms", fired,
+		     (long long)t / 1000000);
 	victim_check(once == 0, "the one-shot timer has fired");
 	victim_done();
 }
