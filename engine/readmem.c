@@ -9,7 +9,7 @@
 typedef uint64_t words __attribute__((vector_size(32), aligned(1), may_alias));
 typedef uint64_t word __attribute__((aligned(1), may_alias));
 
-#ifdef __x86_64__
+#if defined(__x86_64__) && !defined(__clang__) /* clang 14 gives the clones' resolver another name */
 __attribute__((target_clones("avx2", "default")))
 #endif
 bool readmem_page_is_zero(const void *page)

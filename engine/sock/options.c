@@ -23,6 +23,12 @@
 #include "sock.h"
 
 /* Newer than the headers of Debian 12. */
+#ifndef IPV6_FLOWINFO /* linux/in6.h, which can't be included beside netinet/in.h on every system */
+#define IPV6_FLOWINFO 11
+#endif
+#ifndef IPV6_FLOWINFO_SEND
+#define IPV6_FLOWINFO_SEND 33
+#endif
 #define NEW_IP_LOCAL_PORT_RANGE 51
 #define NEW_SO_RCVMARK		75
 #define NEW_SO_RCVPRIORITY	82

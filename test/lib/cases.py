@@ -75,7 +75,11 @@ class Case:
         left = self.watch[other].settled(self.pid, self.address) + self.watch[now].settled()
         assert not left, "left: %s\n%s" % (left, run.text)
         self.check(now, run)
-        if now == "host2":
+        if now == "host2" and self.doubt:
+            # The copy that was frozen on host1 was ended by hand, with its sockets: connections can't go back there.
+            self.c["host2"].kill(self.pid)
+            self.start()
+        elif now == "host2":
             m = self.c.migrate(self.pid, "host2", "host1", *self.args)
             assert m.ok, m.text
 

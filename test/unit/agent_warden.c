@@ -325,7 +325,6 @@ static int worker_main(void)
 		report(&a, word, r, &f);
 	}
 	wc_close(a.wc);
-	free(a.s.options);
 	return 0;
 }
 
