@@ -11,10 +11,11 @@
 
 #include "memory_source.h"
 
-#define WINDOW	   ((uint64_t)64 << 20)
-#define WINDOW_MAX ((uint64_t)1 << 40)
-#define HUGE_PAGE  ((uint64_t)2 << 20)
-#define ITEMS_MAX  ((size_t)512 << 10) /* 12 MiB: then the last round is scanned in pieces, too */
+#define WINDOW	    ((uint64_t)64 << 20)
+#define WINDOW_MAX  ((uint64_t)1 << 40)
+#define HUGE_PAGE   ((uint64_t)2 << 20)
+#define DENSE_LOOKS 65536
+#define ITEMS_MAX   ((size_t)512 << 10) /* 12 MiB: then the last round is scanned in pieces, too */
 
 static void push(struct memory *m, enum item_what what, uint16_t space, uint32_t map, uint64_t addr, uint64_t npages)
 {
@@ -73,6 +74,7 @@ static void push_zero_page(struct memory *m, uint32_t map, uint64_t start, uint6
 
 static void take_region(struct memory *m, uint32_t map, const struct pagemap_region *r)
 {
+	m->saw_guard |= (r->is & PAGEMAP_GUARD) != 0;
 	if ((r->is & PAGEMAP_ZERO) && !memory_kind_filelike(m->maps.v[map].kind))
 		push_zero_page(m, map, r->start, r->end);
 	else
@@ -127,11 +129,60 @@ static void take_last_region(struct memory *m, uint32_t map, uint64_t *seen, con
 		take_region(m, map, r);
 }
 
+static void take_changed_region(struct memory *m, uint32_t map, const struct pagemap_region *r)
+{
+	if (r->is & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED) && !(r->is & PAGEMAP_GUARD)) {
+		take_region(m, map, r);
+		return;
+	}
+	if (r->is & PAGEMAP_GUARD)
+		add_guard(m, r->start, r->end);
+	drop_sent(m, m->sent, 0, map, r->start, r->end);
+}
+
+/* A quarter of it was sent: holes, which scan_changed has to walk, are not what it is made of. */
+static bool dense(const struct memory *m, const struct map *v)
+{
+	uint64_t at = v->start / PAGE_BYTES, stop = v->end / PAGE_BYTES, run, have = 0, want = (stop - at) / 4;
+	for (int i = 0; i < DENSE_LOOKS && (at = pageset_next(m->sent, at, stop, &run)) < stop; i++, at += run)
+		if ((have += run) >= want)
+			return true;
+	return false;
+}
+
+/* The differences alone, where the tracker can tell them: this is in the pause, and scan_all costs 3 ms a GiB. */
+static int scan_changed(struct memory *m, uint32_t map, bool *able, struct fault *f)
+{
+	const struct map *v = &m->maps.v[map];
+	struct track_range r = range_of(v);
+	*able = m->tracker->ops->scan_changed && v->kind == MAP_KIND_ANON && !m->saw_guard &&
+		!(v->flags & MAP_FLAG_GUARD) && dense(m, v);
+	while (*able && r.start < r.end) {
+		size_t n;
+		uint64_t start = r.start;
+		if (m->tracker->ops->scan_changed(m->tracker, &r, m->regions, MEMORY_REGIONS, &n, &r.start, able, f) <
+		    0)
+			return fault_while(f, "scanning %llx-%llx", (unsigned long long)v->start,
+					   (unsigned long long)v->end);
+		if (!*able && start != v->start) /* what was taken so far would be taken twice */
+			return fault_set(f, FAULT_PROCESS_GONE, "mappings of pid %d changed while it was stopped",
+					 m->p->pid);
+		for (size_t i = 0; *able && i < n; i++)
+			take_changed_region(m, map, &m->regions[i]);
+	}
+	return 0;
+}
+
 static int scan_last(struct memory *m, uint32_t map, struct fault *f)
 {
 	const struct map *v = &m->maps.v[map];
 	struct track_range r = range_of(v);
 	uint64_t seen = v->start;
+	bool done;
+	if (scan_changed(m, map, &done, f) < 0)
+		return -1;
+	if (done)
+		return 0;
 	while (r.start < r.end) {
 		size_t n;
 		if (m->tracker->ops->scan_all(m->tracker, &r, m->regions, MEMORY_REGIONS, &n, &r.start, f) < 0)

@@ -41,6 +41,7 @@ struct memory {
 	uint64_t *auxv;
 
 	struct pageset *sent; /* pages that the destination has content for */
+	bool saw_guard;	      /* guard pages were there in some round: only scan_all sees those at the end */
 	uint32_t round;
 	bool last;
 	uint64_t round_pages, zero_pages;

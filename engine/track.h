@@ -6,6 +6,7 @@
  *	  scan                         piece by piece; what it reports counts as clean from then on: protect first, read then
  *	                               (look: the same without any effect)
  *	scan_all                       process stopped: everything that is there, with what is written
+ *	scan_changed                   the same question, answered by the differences alone
  *	track_close(t)
  *
  * Backends are chosen by a test on a page of our own, never by architecture or version: clear_refs "succeeds" on
@@ -42,6 +43,12 @@ struct tracker_ops {
 		    size_t *n, uint64_t *walked, bool *tracked, struct fault *f);
 	int (*scan_all)(struct tracker *t, const struct track_range *r, struct pagemap_region *v, size_t max, size_t *n,
 			uint64_t *walked, struct fault *f);
+	/* Anonymous memory of a stopped process: only what is not as it was when last protected; a region that is
+	 * neither PRESENT nor SWAPPED was dropped (or was never there). A fifth of scan_all's time where memory is dense,
+	 * and blind to guard pages that were there when it was protected. *able false: this kernel, or this range,
+	 * can't tell; then nothing is known. May be NULL. */
+	int (*scan_changed)(struct tracker *t, const struct track_range *r, struct pagemap_region *v, size_t max,
+			    size_t *n, uint64_t *walked, bool *able, struct fault *f);
 	void (*close)(struct tracker *t);
 };
 
